@@ -1,0 +1,385 @@
+//! Adding jobs: the [`Client`] behind `sqjobs-host add`, for Rust programs too.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::broker::{Broker, BrokerError, MAX_DELAY_SECS, OutgoingMessage};
+use crate::clock::{Clock, Timestamp};
+use crate::eager::{Eager, EagerError};
+use crate::json::{self, JsonError};
+use crate::payload::{self, Job, MAX_ID_BYTES, MAX_NAME_BYTES};
+use crate::sender::Sender;
+use crate::store::enqueue::{Enqueued, NewJob};
+use crate::store::outbox::OutboxRow;
+use crate::store::{Store, StoreError};
+
+/// Why a job was not added.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AddError {
+    /// Name, id or group is not well formed.
+    #[error("cannot add the job: {0}")]
+    Invalid(#[from] payload::Malformed),
+    /// The arguments are not JSON of the right kind.
+    #[error("cannot add the job: {what}: {source}")]
+    Arguments {
+        /// `args` or `kwargs`.
+        what: &'static str,
+        /// What is wrong with them.
+        source: JsonError,
+    },
+    /// No queue was named, and none is known for the job.
+    #[error(
+        "no deployed job is called `{job}`, so its queue is not known; name one with --queue, or deploy the job first"
+    )]
+    NoQueue {
+        /// The job's name.
+        job: String,
+    },
+    /// The job's module names no queue, and neither did the caller.
+    #[error("the job `{job}` describes no queue; name one with --queue")]
+    NoDefaultQueue {
+        /// The job's name.
+        job: String,
+    },
+    /// The id is known with another job or other arguments.
+    #[error("the id `{id}` belongs to another job, or to the same with other arguments")]
+    IdConflict {
+        /// The id.
+        id: String,
+    },
+    /// The message would be larger than the queue takes.
+    #[error(
+        "the message has {size} bytes and queue `{queue}` takes {limit}; store the data elsewhere and pass where it is"
+    )]
+    TooLarge {
+        /// Bytes of the message.
+        size: usize,
+        /// The queue's limit in bytes.
+        limit: usize,
+        /// The queue.
+        queue: String,
+    },
+    /// The broker failed.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    /// The database failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The eager run could not begin.
+    #[error(transparent)]
+    Eager(#[from] EagerError),
+}
+
+/// A job to be added.
+///
+/// ```
+/// use sqjobs::client::JobRequest;
+/// let request = JobRequest::new("adder_job").args(&[1, 2, 3, 4])?.queue("my_queue");
+/// # Ok::<(), sqjobs::client::AddError>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct JobRequest {
+    name: String,
+    args: String,
+    kwargs: String,
+    queue: Option<String>,
+    id: Option<String>,
+    group: Option<String>,
+    delay: Duration,
+}
+
+impl JobRequest {
+    /// A job without arguments, on the queue that it describes.
+    #[must_use]
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            args: "[]".into(),
+            kwargs: "{}".into(),
+            queue: None,
+            id: None,
+            group: None,
+            delay: Duration::ZERO,
+        }
+    }
+
+    /// Positional arguments: anything that serialises as a JSON array.
+    ///
+    /// # Errors
+    /// It can't be serialised, or is no array.
+    pub fn args(self, args: &impl Serialize) -> Result<Self, AddError> {
+        let text = serialised("args", args)?;
+        self.args_json(&text)
+    }
+
+    /// Named arguments: anything that serialises as a JSON object.
+    ///
+    /// # Errors
+    /// It can't be serialised, or is no object.
+    pub fn kwargs(self, kwargs: &impl Serialize) -> Result<Self, AddError> {
+        let text = serialised("kwargs", kwargs)?;
+        self.kwargs_json(&text)
+    }
+
+    /// Positional arguments: the text of a JSON array, passed on as it is.
+    ///
+    /// # Errors
+    /// It is no JSON array.
+    pub fn args_json(mut self, text: &str) -> Result<Self, AddError> {
+        let checked = json::check_array(text);
+        self.args = checked.map_err(|source| AddError::Arguments { what: "args", source })?.into();
+        Ok(self)
+    }
+
+    /// Named arguments: the text of a JSON object, passed on as it is.
+    ///
+    /// # Errors
+    /// It is no JSON object.
+    pub fn kwargs_json(mut self, text: &str) -> Result<Self, AddError> {
+        let checked = json::check_object(text);
+        self.kwargs =
+            checked.map_err(|source| AddError::Arguments { what: "kwargs", source })?.into();
+        Ok(self)
+    }
+
+    /// The queue, instead of the one that the deployed job describes.
+    #[must_use]
+    pub fn queue(mut self, queue: impl Into<String>) -> Self {
+        self.queue = Some(queue.into());
+        self
+    }
+
+    /// The job's id, the key by which it succeeds once; a fresh UUID without.
+    #[must_use]
+    pub fn id(mut self, id: impl Into<String>) -> Self {
+        self.id = Some(id.into());
+        self
+    }
+
+    /// Message group: order on a FIFO queue, tenant on a standard one.
+    #[must_use]
+    pub fn group(mut self, group: impl Into<String>) -> Self {
+        self.group = Some(group.into());
+        self
+    }
+
+    /// Time before the job may run.
+    #[must_use]
+    pub fn delay(mut self, delay: Duration) -> Self {
+        self.delay = delay;
+        self
+    }
+}
+
+fn serialised(what: &'static str, value: &impl Serialize) -> Result<String, AddError> {
+    serde_json::to_string(value).map_err(|error| AddError::Arguments {
+        what,
+        source: JsonError::Syntax(error.to_string()),
+    })
+}
+
+/// What is known of a job when it is added.
+#[derive(Debug, Clone, Default)]
+pub struct KnownJob {
+    /// The queue that it describes.
+    pub queue: Option<String>,
+    /// Whether it records its result.
+    pub records_result: bool,
+}
+
+/// What became of an added job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Added {
+    /// The job's id.
+    pub id: String,
+    /// Whether a job of this id was there already, so that nothing was added.
+    pub is_existing: bool,
+    /// Whether the job has a row in the database, by which it can be waited for.
+    pub is_tracked: bool,
+    /// The JSON text of the result, where the job has run already (eager).
+    pub result: Option<String>,
+}
+
+/// Adds jobs.
+#[derive(Clone)]
+pub struct Client {
+    door: Door,
+}
+
+#[derive(Clone)]
+enum Door {
+    Queue { store: Store, sender: Sender },
+    Eager(Arc<Eager>),
+}
+
+impl Client {
+    /// A client that keeps its jobs in `store` and sends them by `broker`.
+    #[must_use]
+    pub fn new(store: Store, broker: Arc<dyn Broker>) -> Self {
+        let sender = Sender::new(store.clone(), broker);
+        Self { door: Door::Queue { store, sender } }
+    }
+
+    /// A client that runs each job at once in this process, with neither queue nor database: for
+    /// tests and small tools. The same `add`, the same life cycle.
+    #[must_use]
+    pub fn eager(eager: Eager) -> Self {
+        Self { door: Door::Eager(Arc::new(eager)) }
+    }
+
+    /// Adds a job and tells its id. What is known of deployed jobs comes from the database.
+    ///
+    /// # Errors
+    /// The request is not well formed, no queue is known, or queue or database failed. When the
+    /// queue can't be reached for the moment the job is added all the same, and sent by the
+    /// sweep of any worker.
+    pub async fn add(&self, request: JobRequest) -> Result<Added, AddError> {
+        let known = match &self.door {
+            Door::Queue { store, .. } => store.deployed_job(&request.name).await?.map(|job| {
+                KnownJob { queue: job.queue, records_result: job.records_result }
+            }),
+            Door::Eager(_) => None,
+        };
+        self.add_known(request, known).await
+    }
+
+    /// Adds a job of which this is known, as [`Self::add`].
+    ///
+    /// # Errors
+    /// As [`Self::add`].
+    pub async fn add_known(
+        &self,
+        request: JobRequest,
+        known: Option<KnownJob>,
+    ) -> Result<Added, AddError> {
+        let id = match request.id {
+            Some(id) => {
+                payload::check_text("id", &id, MAX_ID_BYTES)?;
+                if id.contains('#') {
+                    let reason = "contains `#`, and a worker would know the job by the part before it";
+                    return Err(payload::Malformed::BadText { key: "id", reason: reason.into() }.into());
+                }
+                id
+            }
+            None => uuid::Uuid::new_v4().to_string(),
+        };
+        payload::check_text("name", &request.name, MAX_NAME_BYTES)?;
+        if let Some(group) = &request.group {
+            payload::check_text("group", group, 128)?;
+        }
+        let now = Clock::system().now();
+        let mut job = Job {
+            id,
+            name: request.name,
+            args: request.args,
+            kwargs: request.kwargs,
+            enqueued_at: Some(now),
+            is_tracked: false,
+        };
+        let (store, sender) = match &self.door {
+            Door::Eager(eager) => return run_eagerly(eager, &job).await,
+            Door::Queue { store, sender } => (store, sender),
+        };
+        let queue = match (request.queue, &known) {
+            (Some(queue), _) => queue,
+            (None, Some(known)) => match &known.queue {
+                Some(queue) => queue.clone(),
+                None => return Err(AddError::NoDefaultQueue { job: job.name }),
+            },
+            (None, None) => return Err(AddError::NoQueue { job: job.name }),
+        };
+        let not_before = (!request.delay.is_zero()).then(|| now.after(request.delay));
+        // A job that records nothing has no row, unless somebody gave it an id to be known by.
+        job.is_tracked = known.is_none_or(|known| known.records_result)
+            || !request.delay.is_zero();
+        let new = NewJob { job, queue, group: request.group, not_before, parent_id: None, generation: 0 };
+        check_size(sender, &new).await?;
+        if new.job.is_tracked {
+            add_tracked(store, sender, new).await
+        } else {
+            send_untracked(sender, new).await
+        }
+    }
+}
+
+/// Refuses what the queue would refuse, before anything is written. A queue that can't be asked
+/// now is no reason to refuse a job.
+async fn check_size(sender: &Sender, new: &NewJob) -> Result<(), AddError> {
+    let queue = match sender.queue(&new.queue).await {
+        Ok(queue) => queue,
+        Err(error) if error.is_transient() => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    let attributes = payload::attributes(&new.job);
+    let size = payload::encode(&new.job).len()
+        + attributes.iter().map(|(name, value)| name.len() + value.len() + 6).sum::<usize>();
+    if size > queue.max_message_bytes {
+        let limit = queue.max_message_bytes;
+        return Err(AddError::TooLarge { size, limit, queue: queue.name });
+    }
+    Ok(())
+}
+
+/// Writes the job's row and its outbox row, then sends it at once. If the sending fails or this
+/// process dies, the sweep of any worker sends it.
+async fn add_tracked(store: &Store, sender: &Sender, new: NewJob) -> Result<Added, AddError> {
+    let added = |is_existing| Added {
+        id: new.job.id.clone(),
+        is_existing,
+        is_tracked: true,
+        result: None,
+    };
+    let outbox_id = match store.enqueue(&new).await? {
+        Enqueued::Existing => return Ok(added(true)),
+        Enqueued::Conflict => return Err(AddError::IdConflict { id: new.job.id }),
+        Enqueued::Added { outbox_id } => outbox_id,
+    };
+    let not_before = new.not_before.unwrap_or(Timestamp(0));
+    let wait = not_before.since(Clock::system().now());
+    if wait <= Duration::from_secs(u64::from(MAX_DELAY_SECS)) {
+        let row = OutboxRow {
+            id: outbox_id,
+            job: new.job.clone(),
+            queue: new.queue.clone(),
+            group: new.group.clone(),
+            not_before,
+            send_number: 1,
+            body: None,
+            tries: 0,
+        };
+        sender.send_rows(&new.queue, std::slice::from_ref(&row)).await?;
+    }
+    Ok(added(false))
+}
+
+/// Sends a job that has no row: nobody but the queue knows of it.
+async fn send_untracked(sender: &Sender, new: NewJob) -> Result<Added, AddError> {
+    let queue = sender.queue(&new.queue).await?;
+    let group = match (new.group, queue.is_fifo) {
+        (None, true) => Some(new.job.id.clone()),
+        (group, _) => group,
+    };
+    let message = OutgoingMessage {
+        body: payload::encode(&new.job),
+        attributes: payload::attributes(&new.job),
+        delay_secs: 0,
+        group,
+        deduplication_id: queue.is_fifo.then(|| new.job.id.clone()),
+    };
+    sender.send_one(&queue, message).await?;
+    Ok(Added { id: new.job.id, is_existing: false, is_tracked: false, result: None })
+}
+
+async fn run_eagerly(eager: &Eager, job: &Job) -> Result<Added, AddError> {
+    let execution = eager.run(job).await?;
+    match execution.outcome {
+        crate::outcome::Outcome::Success(result) => {
+            Ok(Added { id: job.id.clone(), is_existing: false, is_tracked: false, result })
+        }
+        crate::outcome::Outcome::Failed(failure) => Err(EagerError::Failed(failure).into()),
+        _ => Err(EagerError::Stopped.into()),
+    }
+}

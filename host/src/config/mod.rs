@@ -1,0 +1,426 @@
+//! One typed [`Config`]: defaults < `sqjobs.toml` < `SQJOBS_*` < flags. Reports every fault at
+//! once.
+
+mod read;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::broker::MAX_VISIBILITY_TIMEOUT_SECS;
+use crate::registry::definition::{Definition, MAX_TIMEOUT};
+use crate::retry::RetryPolicy;
+use crate::sandbox::limits::Limits;
+use crate::store::Database;
+use crate::text::nearest;
+use read::{Place, Reader};
+
+/// The file that is looked for in the working folder and the ones above.
+pub const FILE_NAME: &str = "sqjobs.toml";
+/// The folder of the embedded database and queue and of the code cache.
+const DATA_DIR: &str = ".sqjobs";
+/// The file of the embedded database and queue within the data folder.
+const DATABASE_FILE: &str = "sqjobs.db";
+/// Most attempts of one process at once. Each reserves 16 GiB of address space, and a process
+/// has 128 TiB of it.
+const MAX_CONCURRENCY: u64 = 4000;
+
+/// Everything that is wrong with the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct ConfigError(pub Vec<String>);
+
+/// Which queue service is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BrokerKind {
+    /// The embedded queue, for one machine.
+    Local,
+    /// Amazon SQS, or a server that speaks its protocol.
+    Sqs,
+}
+
+/// How data is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// For eyes.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// How log lines are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For eyes.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What the operator says of one job, over what its module describes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct JobSettings {
+    /// Whether outcome and result are kept.
+    pub record: Option<bool>,
+    /// Wall-clock time of one attempt, 1 ms to 12 h.
+    pub timeout: Option<Duration>,
+    /// Bytes of memory of one instance.
+    pub memory: Option<usize>,
+    /// Attempts in all, from 1.
+    pub max_attempts: Option<u32>,
+    /// Upper bound of the wait after the first failure.
+    pub initial_backoff: Option<Duration>,
+    /// Ceiling of the wait.
+    pub max_backoff: Option<Duration>,
+}
+
+/// What the operator says of one queue.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct QueueSettings {
+    /// Most attempts of this queue at once, within the worker's own limit.
+    pub concurrency: Option<usize>,
+}
+
+/// What the command line says; every value as it was written.
+#[derive(Debug, Clone, Default)]
+pub struct Flags {
+    /// Setting's name, without dashes in front, to its values.
+    pub values: BTreeMap<&'static str, Vec<String>>,
+}
+
+/// The settings of one process.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The file that was read, if any.
+    pub file: Option<PathBuf>,
+    /// Folder of the embedded database and queue, and of the code cache.
+    pub data_dir: PathBuf,
+    /// The chosen broker; `None` when none was chosen, which means the local one.
+    pub chosen_broker: Option<BrokerKind>,
+    /// Folders of modules.
+    pub jobs_dirs: Vec<PathBuf>,
+    /// Most attempts at once.
+    pub concurrency: usize,
+    /// How long a message is held at a time.
+    pub lease: Duration,
+    /// How long running attempts have when the worker is told to stop.
+    pub grace: Duration,
+    /// Whether the worker brings a PostgreSQL schema to its version by itself.
+    pub migrate: bool,
+    /// How data is printed.
+    pub output: Output,
+    /// How log lines are printed.
+    pub log_format: LogFormat,
+    /// Least level of log lines: error, warn, info, debug or trace.
+    pub log_level: tracing::Level,
+    /// What every job has that says nothing else.
+    pub defaults: JobSettings,
+    /// By job name.
+    pub jobs: BTreeMap<String, JobSettings>,
+    /// By queue name.
+    pub queues: BTreeMap<String, QueueSettings>,
+    database: DatabaseChoice,
+    aws_endpoint: Option<&'static str>,
+}
+
+#[derive(Debug, Clone)]
+enum DatabaseChoice {
+    Sqlite(PathBuf),
+    Postgres { url: url::Url, schema: String },
+}
+
+/// The settings that have a flag, an environment variable and a key, with what each is for.
+const SETTINGS: [&str; 16] = [
+    "database",
+    "database-password-file",
+    "schema",
+    "broker",
+    "jobs-dir",
+    "data-dir",
+    "concurrency",
+    "lease",
+    "grace",
+    "migrate",
+    "output",
+    "log-format",
+    "log-level",
+    "defaults",
+    "jobs",
+    "queues",
+];
+
+impl Config {
+    /// Reads the configuration of this process.
+    ///
+    /// # Errors
+    /// All that is wrong with it, each with where it stands and what was expected.
+    pub fn load(flags: &Flags) -> Result<Self, ConfigError> {
+        let folder = std::env::current_dir().map_err(|error| {
+            ConfigError(vec![format!("cannot tell the working folder: {error}")])
+        })?;
+        Self::read(flags, &|name| std::env::var(name).ok().filter(|v| !v.is_empty()), &folder)
+    }
+
+    /// Reads the configuration from given sources; `folder` is the working folder.
+    ///
+    /// # Errors
+    /// All that is wrong with it.
+    pub fn read(
+        flags: &Flags,
+        environment: &dyn Fn(&str) -> Option<String>,
+        folder: &Path,
+    ) -> Result<Self, ConfigError> {
+        let mut reader = Reader::new(flags, environment, folder)?;
+        let config = Self::gather(&mut reader, environment);
+        if reader.faults.is_empty() { Ok(config) } else { Err(ConfigError(reader.faults)) }
+    }
+
+    fn gather(reader: &mut Reader<'_>, environment: &dyn Fn(&str) -> Option<String>) -> Self {
+        reader.check_keys(&SETTINGS);
+        let data_dir = reader.path("data-dir").unwrap_or_else(|| reader.base().join(DATA_DIR));
+        let jobs_dirs = match reader.paths("jobs-dir") {
+            folders if folders.is_empty() => vec![reader.base().join("jobs")],
+            folders => folders,
+        };
+        let database = database(reader, &data_dir);
+        let chosen_broker = reader
+            .choice("broker", &[("local", BrokerKind::Local), ("sqs", BrokerKind::Sqs)]);
+        let output = reader.choice("output", &[("text", Output::Text), ("json", Output::Json)]);
+        let log_format =
+            reader.choice("log-format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]);
+        let log_level = reader.choice(
+            "log-level",
+            &[
+                ("error", tracing::Level::ERROR),
+                ("warn", tracing::Level::WARN),
+                ("info", tracing::Level::INFO),
+                ("debug", tracing::Level::DEBUG),
+                ("trace", tracing::Level::TRACE),
+            ],
+        );
+        let concurrency = reader.number("concurrency", 1, MAX_CONCURRENCY).unwrap_or(64);
+        let most_lease = Duration::from_secs(u64::from(MAX_VISIBILITY_TIMEOUT_SECS));
+        let lease = reader.duration("lease", Duration::from_secs(5), most_lease);
+        let grace = reader.duration("grace", Duration::ZERO, most_lease);
+        let migrate = reader.boolean("migrate");
+        let defaults = job_settings(&mut reader.table("defaults"), false);
+        let mut jobs = BTreeMap::new();
+        for (name, mut place) in reader.tables("jobs") {
+            let (settings, mut faults) = job_settings(&mut place, true);
+            jobs.insert(name, settings);
+            reader.faults.append(&mut faults);
+        }
+        let mut queues = BTreeMap::new();
+        for (name, mut place) in reader.tables("queues") {
+            place.check_keys(&["concurrency"]);
+            let concurrency = place.number("concurrency", 1, MAX_CONCURRENCY);
+            let concurrency = concurrency.and_then(|number| usize::try_from(number).ok());
+            queues.insert(name, QueueSettings { concurrency });
+            reader.faults.append(&mut place.faults);
+        }
+        let (defaults, mut faults) = defaults;
+        reader.faults.append(&mut faults);
+        let aws_endpoint = ["AWS_ENDPOINT_URL_SQS", "AWS_ENDPOINT_URL"]
+            .into_iter()
+            .find(|name| environment(name).is_some());
+        Self {
+            file: reader.file.clone(),
+            data_dir,
+            chosen_broker,
+            jobs_dirs,
+            concurrency: usize::try_from(concurrency).unwrap_or(64),
+            lease: lease.unwrap_or(Duration::from_secs(30)),
+            grace: grace.unwrap_or(Duration::from_secs(25)),
+            migrate: migrate.unwrap_or(false),
+            output: output.unwrap_or(Output::Text),
+            log_format: log_format.unwrap_or(LogFormat::Text),
+            log_level: log_level.unwrap_or(tracing::Level::INFO),
+            defaults,
+            jobs,
+            queues,
+            database,
+            aws_endpoint,
+        }
+    }
+
+    /// The broker to use for these queues. Without a choice it is the local one, unless
+    /// something says that SQS was meant: two queues of one name would silently be two queues.
+    ///
+    /// # Errors
+    /// None was chosen, and a queue's URL or an AWS endpoint says that SQS may be meant.
+    pub fn broker(&self, queues: &[String]) -> Result<BrokerKind, ConfigError> {
+        if let Some(broker) = self.chosen_broker {
+            let url = queues.iter().find(|queue| queue.contains("://"));
+            return match (broker, url) {
+                (BrokerKind::Local, Some(url)) => Err(ConfigError(vec![format!(
+                    "`{url}` is a queue URL, and the local broker knows queues by name only; choose `--broker sqs`"
+                )])),
+                _ => Ok(broker),
+            };
+        }
+        let reason = if let Some(url) = queues.iter().find(|queue| queue.contains("://")) {
+            format!("`{url}` is a queue URL")
+        } else if let Some(name) = self.aws_endpoint {
+            format!("{name} is set")
+        } else {
+            return Ok(BrokerKind::Local);
+        };
+        Err(ConfigError(vec![format!(
+            "{reason}, but no broker is chosen; say `--broker sqs` for Amazon SQS or `--broker local` for the embedded queue"
+        )]))
+    }
+
+    /// The database, given which broker keeps the messages.
+    #[must_use]
+    pub fn database(&self, broker: BrokerKind) -> Database {
+        match &self.database {
+            DatabaseChoice::Sqlite(path) => {
+                let shares_file = broker == BrokerKind::Local && *path == self.queue_file();
+                Database::Sqlite { path: path.clone(), is_durable: !shares_file }
+            }
+            DatabaseChoice::Postgres { url, schema } => {
+                Database::Postgres { url: url.clone(), schema: schema.clone() }
+            }
+        }
+    }
+
+    /// The file of the embedded queue.
+    #[must_use]
+    pub fn queue_file(&self) -> PathBuf {
+        self.data_dir.join(DATABASE_FILE)
+    }
+
+    /// The folder of compiled code.
+    #[must_use]
+    pub fn cache_dir(&self) -> PathBuf {
+        self.data_dir.join("cache")
+    }
+
+    /// Whether the outcomes of a job are kept: the operator's word, then the module's.
+    #[must_use]
+    pub fn records(&self, job: &Definition) -> bool {
+        self.job(&job.name).and_then(|settings| settings.record).unwrap_or(job.records_result)
+    }
+
+    /// What one attempt of a job may use.
+    #[must_use]
+    pub fn limits(&self, job: &Definition) -> Limits {
+        let settings = self.job(&job.name);
+        let default = Limits::default();
+        Limits {
+            timeout: settings
+                .and_then(|settings| settings.timeout)
+                .or(job.timeout)
+                .or(self.defaults.timeout)
+                .unwrap_or(default.timeout),
+            memory_bytes: settings
+                .and_then(|settings| settings.memory)
+                .or(self.defaults.memory)
+                .unwrap_or(default.memory_bytes),
+            ..default
+        }
+    }
+
+    /// What happens after a job's failure: the operator's word, then the module's.
+    #[must_use]
+    pub fn policy(&self, job: &Definition) -> RetryPolicy {
+        let default = RetryPolicy::default();
+        let default = RetryPolicy {
+            max_attempts: self.defaults.max_attempts.unwrap_or(default.max_attempts),
+            initial_backoff: self.defaults.initial_backoff.unwrap_or(default.initial_backoff),
+            max_backoff: self.defaults.max_backoff.unwrap_or(default.max_backoff),
+        };
+        let told = job.policy(&default);
+        let settings = self.job(&job.name).cloned().unwrap_or_default();
+        RetryPolicy {
+            max_attempts: settings.max_attempts.unwrap_or(told.max_attempts),
+            initial_backoff: settings.initial_backoff.unwrap_or(told.initial_backoff),
+            max_backoff: settings.max_backoff.unwrap_or(told.max_backoff),
+        }
+    }
+
+    fn job(&self, name: &str) -> Option<&JobSettings> {
+        self.jobs.get(name)
+    }
+}
+
+/// Reads the keys of `[defaults]` or of `[jobs.NAME]`; returns also what is wrong with them.
+fn job_settings(place: &mut Place, has_record: bool) -> (JobSettings, Vec<String>) {
+    let keys = ["timeout", "memory", "max-attempts", "initial-backoff", "max-backoff", "record"];
+    place.check_keys(if has_record { &keys } else { &keys[..5] });
+    let settings = JobSettings {
+        record: if has_record { place.boolean("record") } else { None },
+        timeout: place.duration("timeout", Duration::from_millis(1), MAX_TIMEOUT),
+        memory: place.bytes("memory", 64 << 10, 4 << 30),
+        max_attempts: place
+            .number("max-attempts", 1, 1_000_000)
+            .and_then(|number| u32::try_from(number).ok()),
+        initial_backoff: place.duration("initial-backoff", Duration::ZERO, Duration::MAX),
+        max_backoff: place.duration("max-backoff", Duration::ZERO, Duration::MAX),
+    };
+    (settings, std::mem::take(&mut place.faults))
+}
+
+fn database(reader: &mut Reader<'_>, data_dir: &Path) -> DatabaseChoice {
+    let default = DatabaseChoice::Sqlite(data_dir.join(DATABASE_FILE));
+    let schema = reader.text("schema");
+    let password = reader.secret_file("database-password-file");
+    let Some(found) = reader.text("database") else { return default };
+    let shown = || Database::label_of(&found.value);
+    if let Some(path) = found.value.strip_prefix("sqlite:") {
+        let path = path.strip_prefix("//").unwrap_or(path);
+        let path = path.split('?').next().unwrap_or_default();
+        if path.is_empty() || path == ":memory:" {
+            let fault = "an SQLite database must be a file, as in `sqlite:PATH`: all processes share it";
+            reader.fault(&found.origin, fault);
+            return default;
+        }
+        return DatabaseChoice::Sqlite(found.base.join(path));
+    }
+    let url = match url::Url::parse(&found.value) {
+        Ok(url) if matches!(url.scheme(), "postgres" | "postgresql") => url,
+        _ => {
+            let fault = format!(
+                "expected `sqlite:PATH` or `postgres://USER@HOST/DATABASE`, found `{}`",
+                shown()
+            );
+            reader.fault(&found.origin, &fault);
+            return default;
+        }
+    };
+    let mut url = url;
+    if let Some(password) = password
+        && url.set_password(Some(&password)).is_err()
+    {
+        reader.fault(&found.origin, "a URL without a host can't take a password");
+    }
+    let schema = match schema {
+        Some(name) if name.value.is_empty() || name.value.len() > 63 => {
+            reader.fault(&name.origin, "expected a name of 1 to 63 bytes");
+            "sqjobs".to_owned()
+        }
+        Some(name) => name.value,
+        None => "sqjobs".to_owned(),
+    };
+    DatabaseChoice::Postgres { url, schema }
+}
+
+impl Database {
+    /// A database URL as people may see it, also when it is not well formed.
+    fn label_of(url: &str) -> String {
+        match (url.find("://"), url.rfind('@')) {
+            (Some(scheme), Some(at)) if at > scheme => {
+                format!("{}://…{}", &url[..scheme], &url[at..])
+            }
+            _ => url.to_owned(),
+        }
+    }
+}
+
+/// Adds the known word nearest to one that isn't known.
+fn suggestion(word: &str, known: &[&str]) -> String {
+    match nearest(word, known.iter().copied()) {
+        Some(word) => format!("; did you mean `{word}`?"),
+        None => format!("; known are {}", known.join(", ")),
+    }
+}

@@ -1,0 +1,322 @@
+//! Values from flags, environment and file, with where each was found; every fault is collected.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::{ConfigError, FILE_NAME, Flags, suggestion};
+
+/// A value as it was written, and where.
+pub(super) struct Found {
+    pub(super) value: String,
+    /// How an error names the place.
+    pub(super) origin: String,
+    /// The folder that relative paths stand against.
+    pub(super) base: PathBuf,
+}
+
+/// All sources together.
+pub(super) struct Reader<'a> {
+    flags: &'a Flags,
+    environment: &'a dyn Fn(&str) -> Option<String>,
+    folder: PathBuf,
+    top: Place,
+    /// The file that was read.
+    pub(super) file: Option<PathBuf>,
+    pub(super) faults: Vec<String>,
+}
+
+/// One table of the file.
+pub(super) struct Place {
+    table: toml::Table,
+    /// The file and the table's name, for errors.
+    label: String,
+    pub(super) faults: Vec<String>,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(
+        flags: &'a Flags,
+        environment: &'a dyn Fn(&str) -> Option<String>,
+        folder: &Path,
+    ) -> Result<Self, ConfigError> {
+        let named = flags
+            .values
+            .get("config")
+            .and_then(|values| values.last().cloned())
+            .or_else(|| environment("SQJOBS_CONFIG"))
+            .map(|path| folder.join(path));
+        let file = named.clone().or_else(|| {
+            folder.ancestors().map(|above| above.join(FILE_NAME)).find(|path| path.is_file())
+        });
+        let table = match &file {
+            None => toml::Table::new(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|error| {
+                    ConfigError(vec![format!(
+                        "cannot read the configuration file `{}`: {error}; name another with --config",
+                        path.display()
+                    )])
+                })?;
+                text.parse().map_err(|error: toml::de::Error| {
+                    let text = error.to_string();
+                    ConfigError(vec![format!("`{}` is not TOML: {}", path.display(), text.trim())])
+                })?
+            }
+        };
+        let label = file.as_ref().map(|path| format!("`{}`", path.display())).unwrap_or_default();
+        let top = Place { table, label, faults: Vec::new() };
+        Ok(Self { flags, environment, folder: folder.into(), top, file, faults: Vec::new() })
+    }
+
+    /// The folder of the file, or the working folder without one: where defaults lie.
+    pub(super) fn base(&self) -> PathBuf {
+        let beside = self.file.as_ref().and_then(|file| file.parent());
+        beside.map_or_else(|| self.folder.clone(), Path::to_path_buf)
+    }
+
+    pub(super) fn check_keys(&mut self, known: &[&str]) {
+        self.top.check_keys(known);
+        self.faults.append(&mut self.top.faults);
+    }
+
+    pub(super) fn fault(&mut self, origin: &str, what: &str) {
+        self.faults.push(format!("{origin}: {what}"));
+    }
+
+    /// The values of a setting, from the strongest source that has it.
+    fn all(&mut self, key: &'static str) -> Vec<Found> {
+        if let Some(values) = self.flags.values.get(key).filter(|values| !values.is_empty()) {
+            let found = |value: &String| Found {
+                value: value.clone(),
+                origin: format!("--{key}"),
+                base: self.folder.clone(),
+            };
+            return values.iter().map(found).collect();
+        }
+        let name = format!("SQJOBS_{}", key.to_uppercase().replace('-', "_"));
+        if let Some(value) = (self.environment)(&name) {
+            let found = |value: &str| Found {
+                value: value.to_owned(),
+                origin: name.clone(),
+                base: self.folder.clone(),
+            };
+            if key == "jobs-dir" {
+                return value.split(':').filter(|part| !part.is_empty()).map(found).collect();
+            }
+            return vec![found(&value)];
+        }
+        let (base, origin) = (self.base(), format!("`{key}` in {}", self.top.label));
+        let texts = match self.top.table.get(key) {
+            None => return Vec::new(),
+            Some(toml::Value::Array(items)) if key == "jobs-dir" => {
+                items.iter().map(scalar).collect::<Option<Vec<_>>>()
+            }
+            Some(value) => scalar(value).map(|text| vec![text]),
+        };
+        let Some(texts) = texts else {
+            self.fault(&origin, "expected a text or a number");
+            return Vec::new();
+        };
+        let found =
+            |value| Found { value, origin: origin.clone(), base: base.clone() };
+        texts.into_iter().map(found).collect()
+    }
+
+    pub(super) fn text(&mut self, key: &'static str) -> Option<Found> {
+        self.all(key).pop()
+    }
+
+    pub(super) fn path(&mut self, key: &'static str) -> Option<PathBuf> {
+        self.text(key).map(|found| found.base.join(found.value))
+    }
+
+    pub(super) fn paths(&mut self, key: &'static str) -> Vec<PathBuf> {
+        self.all(key).into_iter().map(|found| found.base.join(found.value)).collect()
+    }
+
+    /// The content of a file that holds a secret, without the newline at its end.
+    pub(super) fn secret_file(&mut self, key: &'static str) -> Option<String> {
+        let found = self.text(key)?;
+        let path = found.base.join(&found.value);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Some(text.trim_end_matches(['\n', '\r']).to_owned()),
+            Err(error) => {
+                self.fault(&found.origin, &format!("cannot read `{}`: {error}", path.display()));
+                None
+            }
+        }
+    }
+
+    fn parse<T>(
+        &mut self,
+        key: &'static str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let found = self.text(key)?;
+        match parse(&found.value) {
+            Ok(value) => Some(value),
+            Err(fault) => {
+                self.fault(&found.origin, &fault);
+                None
+            }
+        }
+    }
+
+    pub(super) fn choice<T: Copy>(
+        &mut self,
+        key: &'static str,
+        choices: &[(&str, T)],
+    ) -> Option<T> {
+        self.parse(key, |text| {
+            let chosen = choices.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
+            chosen.ok_or_else(|| {
+                let words: Vec<_> = choices.iter().map(|(word, _)| format!("`{word}`")).collect();
+                format!("expected {}, found `{text}`", words.join(" or "))
+            })
+        })
+    }
+
+    pub(super) fn number(&mut self, key: &'static str, least: u64, most: u64) -> Option<u64> {
+        self.parse(key, |text| number(text, least, most))
+    }
+
+    pub(super) fn duration(
+        &mut self,
+        key: &'static str,
+        least: Duration,
+        most: Duration,
+    ) -> Option<Duration> {
+        self.parse(key, |text| duration(text, least, most))
+    }
+
+    pub(super) fn boolean(&mut self, key: &'static str) -> Option<bool> {
+        self.parse(key, boolean)
+    }
+
+    /// The table `[key]` of the file; empty when there is none.
+    pub(super) fn table(&mut self, key: &'static str) -> Place {
+        let label = format!("[{key}] in {}", self.top.label);
+        let table = match self.top.table.get(key) {
+            None => toml::Table::new(),
+            Some(toml::Value::Table(table)) => table.clone(),
+            Some(_) => {
+                self.fault(&format!("`{key}` in {}", self.top.label), "expected a table");
+                toml::Table::new()
+            }
+        };
+        Place { table, label, faults: Vec::new() }
+    }
+
+    /// The tables `[key.NAME]` of the file.
+    pub(super) fn tables(&mut self, key: &'static str) -> BTreeMap<String, Place> {
+        let mut tables = BTreeMap::new();
+        for (name, value) in self.table(key).table {
+            let label = format!("[{key}.{name}] in {}", self.top.label);
+            match value {
+                toml::Value::Table(table) => {
+                    tables.insert(name, Place { table, label, faults: Vec::new() });
+                }
+                _ => self.fault(&label, "expected a table"),
+            }
+        }
+        tables
+    }
+}
+
+impl Place {
+    pub(super) fn check_keys(&mut self, known: &[&str]) {
+        for key in self.table.keys().filter(|key| !known.contains(&key.as_str())) {
+            let hint = suggestion(key, known);
+            self.faults.push(format!("`{key}` in {}: not a key{hint}", self.label));
+        }
+    }
+
+    fn parse<T>(
+        &mut self,
+        key: &str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let value = self.table.get(key)?;
+        let parsed = match scalar(value) {
+            Some(text) => parse(&text),
+            None => Err("expected a text or a number".to_owned()),
+        };
+        parsed.map_err(|fault| self.faults.push(format!("`{key}` in {}: {fault}", self.label))).ok()
+    }
+
+    pub(super) fn number(&mut self, key: &str, least: u64, most: u64) -> Option<u64> {
+        self.parse(key, |text| number(text, least, most))
+    }
+
+    pub(super) fn duration(
+        &mut self,
+        key: &str,
+        least: Duration,
+        most: Duration,
+    ) -> Option<Duration> {
+        self.parse(key, |text| duration(text, least, most))
+    }
+
+    pub(super) fn bytes(&mut self, key: &str, least: u64, most: u64) -> Option<usize> {
+        self.parse(key, |text| {
+            let size: bytesize::ByteSize = text
+                .parse()
+                .map_err(|_| format!("expected a size such as `64MiB`, found `{text}`"))?;
+            let shown = |bytes| bytesize::ByteSize::b(bytes);
+            if size.0 < least || size.0 > most {
+                return Err(format!(
+                    "expected {} to {}, found `{text}`",
+                    shown(least),
+                    shown(most)
+                ));
+            }
+            usize::try_from(size.0).map_err(|error| error.to_string())
+        })
+    }
+
+    pub(super) fn boolean(&mut self, key: &str) -> Option<bool> {
+        self.parse(key, boolean)
+    }
+}
+
+/// A value of the file as the text that a flag would have had.
+fn scalar(value: &toml::Value) -> Option<String> {
+    match value {
+        toml::Value::String(text) => Some(text.clone()),
+        toml::Value::Integer(number) => Some(number.to_string()),
+        toml::Value::Boolean(is) => Some(is.to_string()),
+        _ => None,
+    }
+}
+
+fn number(text: &str, least: u64, most: u64) -> Result<u64, String> {
+    match text.parse() {
+        Ok(number) if (least..=most).contains(&number) => Ok(number),
+        _ => Err(format!("expected a whole number from {least} to {most}, found `{text}`")),
+    }
+}
+
+/// Reads a duration with its unit: `30s`, `1h 30m`, `250ms`.
+pub(super) fn duration(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
+    let expected = || format!("expected a duration such as `30s` or `1h 30m`, found `{text}`");
+    let duration = humantime::parse_duration(text).map_err(|_| expected())?;
+    if duration < least {
+        return Err(format!(
+            "expected at least {}, found `{text}`",
+            humantime::format_duration(least)
+        ));
+    }
+    if duration > most {
+        return Err(format!("expected at most {}, found `{text}`", humantime::format_duration(most)));
+    }
+    Ok(duration)
+}
+
+fn boolean(text: &str) -> Result<bool, String> {
+    match text {
+        "true" | "1" => Ok(true),
+        "false" | "0" => Ok(false),
+        _ => Err(format!("expected `true` or `false`, found `{text}`")),
+    }
+}

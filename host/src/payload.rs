@@ -1,0 +1,421 @@
+//! Path 1, step 4: a message's body and attributes to a [`Job`], and back. Pure.
+//!
+//! The format is that of the 2014 Python library, kept so that its producers and its worker go
+//! on unchanged: base64 of UTF-8 JSON `{"id": …, "name": …, "args": […], "kwargs": {…}}`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use serde::Deserialize;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha256};
+
+use crate::clock::Timestamp;
+use crate::json::{self, JsonError};
+
+/// Longest job id, in bytes. It is a primary key; PostgreSQL's B-tree takes at most 2,704 bytes.
+pub const MAX_ID_BYTES: usize = 256;
+/// Longest job name, in bytes.
+pub const MAX_NAME_BYTES: usize = 256;
+/// Largest message, in bytes. Source: Amazon SQS quotas (1 MiB).
+pub const MAX_MESSAGE_BYTES: usize = 1_048_576;
+
+/// Attribute: when the job was first queued (RFC 3339). Kept when we send it again.
+const ENQUEUED_AT: &str = "sqjobs-enqueued-at";
+/// Attribute: the job has a row in the database, so a worker must claim it there.
+const TRACKED: &str = "sqjobs-tracked";
+
+/// A job as a message asks for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Job {
+    /// What the job is known by; the key to be idempotent by.
+    pub id: String,
+    /// Which job is to run.
+    pub name: String,
+    /// Positional arguments: the text of a JSON array, as sent.
+    pub args: String,
+    /// Named arguments: the text of a JSON object, as sent.
+    pub kwargs: String,
+    /// When it was first queued, where the sender told.
+    pub enqueued_at: Option<Timestamp>,
+    /// Whether its sender wrote a row for it.
+    pub is_tracked: bool,
+}
+
+impl Job {
+    /// What must be the same in two messages of one id: SHA-256 over name and arguments, without
+    /// the whitespace that encoders differ in. In hex.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        for part in [&self.name, &json::compact(&self.args), &json::compact(&self.kwargs)] {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+        hex(&hash.finalize())
+    }
+}
+
+/// Bytes in lower-case hex.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        use fmt::Write;
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Why a message is no job. It is put aside with this reason and its exact body.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Malformed {
+    /// More bytes than a message can have.
+    #[error("the body has {0} bytes; a message has at most {MAX_MESSAGE_BYTES}")]
+    TooLarge(usize),
+    /// Neither base64 nor JSON.
+    #[error("the body is neither base64 nor a JSON object: {0}")]
+    NotBase64(String),
+    /// Base64 of something that is no text.
+    #[error("the decoded body is not UTF-8: invalid from byte {0} on")]
+    NotUtf8(usize),
+    /// Text that is no JSON, or too deep.
+    #[error("the body is {0}")]
+    NotJson(JsonError),
+    /// JSON that is no object.
+    #[error("the body is JSON, but {0} instead of an object")]
+    NotAnObject(&'static str),
+    /// The key `name` is missing.
+    #[error("the body has no `name`")]
+    NoName,
+    /// A key's value is not of the type that it must be.
+    #[error("`{key}` must be {expected}, found {found}")]
+    WrongType {
+        /// The key.
+        key: &'static str,
+        /// What it may be.
+        expected: &'static str,
+        /// What it was.
+        found: &'static str,
+    },
+    /// A name or id that is empty, too long, or has control characters.
+    #[error("`{key}` {reason}")]
+    BadText {
+        /// The key.
+        key: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// One of our own attributes does not hold what we put there.
+    #[error("the message attribute `{name}` is not valid: {reason}")]
+    Attribute {
+        /// The attribute.
+        name: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// Reads a message. `message_id` serves as the job's id where the body has none.
+///
+/// # Errors
+/// The message is malformed, and how.
+pub fn decode(
+    body: &str,
+    attributes: &BTreeMap<String, String>,
+    message_id: &str,
+) -> Result<Job, Malformed> {
+    if body.len() > MAX_MESSAGE_BYTES {
+        return Err(Malformed::TooLarge(body.len()));
+    }
+    let decoded;
+    let text = if body.trim_start().starts_with('{') {
+        body
+    } else {
+        decoded = decode_base64(body)?;
+        &decoded
+    };
+    let text = json::check(text).map_err(Malformed::NotJson)?;
+    if !text.starts_with('{') {
+        return Err(Malformed::NotAnObject(json::kind(text)));
+    }
+    let fields: Fields<'_> = serde_json::from_str(text)
+        .map_err(|error| Malformed::NotJson(JsonError::Syntax(error.to_string())))?;
+    let name = match fields.name {
+        None => return Err(Malformed::NoName),
+        Some(value) => string("name", value)?,
+    };
+    check_text("name", &name, MAX_NAME_BYTES)?;
+    let enqueued_at = attributes
+        .get(ENQUEUED_AT)
+        .map(|text| Timestamp::parse(text))
+        .transpose()
+        .map_err(|error| Malformed::Attribute { name: ENQUEUED_AT, reason: error.to_string() })?;
+    Ok(Job {
+        id: id(fields.id, message_id)?,
+        name,
+        args: container("args", fields.args, b'[', "[]", "an array")?,
+        kwargs: container("kwargs", fields.kwargs, b'{', "{}", "an object")?,
+        enqueued_at,
+        is_tracked: attributes.contains_key(TRACKED),
+    })
+}
+
+/// The body of a job's message: the same keys in the same order as the Python library sends.
+#[must_use]
+pub fn encode(job: &Job) -> String {
+    let text = |value: &str| serde_json::Value::from(value).to_string();
+    let json = format!(
+        r#"{{"id": {}, "name": {}, "args": {}, "kwargs": {}}}"#,
+        text(&job.id),
+        text(&job.name),
+        job.args,
+        job.kwargs
+    );
+    base64::engine::general_purpose::STANDARD.encode(json)
+}
+
+/// What travels beside the body, where older workers do not look.
+#[must_use]
+pub fn attributes(job: &Job) -> BTreeMap<String, String> {
+    let mut attributes = BTreeMap::new();
+    if let Some(time) = job.enqueued_at {
+        attributes.insert(ENQUEUED_AT.into(), time.to_string());
+    }
+    if job.is_tracked {
+        attributes.insert(TRACKED.into(), "1".into());
+    }
+    attributes
+}
+
+/// The keys that count, each as the text that was sent. Others are ignored; of a key that comes
+/// twice the last one counts, as in Python's and PHP's decoders.
+#[derive(Default)]
+struct Fields<'a> {
+    id: Option<&'a RawValue>,
+    name: Option<&'a RawValue>,
+    args: Option<&'a RawValue>,
+    kwargs: Option<&'a RawValue>,
+}
+
+impl<'de> Deserialize<'de> for Fields<'de> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct FieldsVisitor;
+        impl<'de> Visitor<'de> for FieldsVisitor {
+            type Value = Fields<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
+                let mut fields = Fields::default();
+                while let Some(key) = map.next_key::<std::borrow::Cow<'de, str>>()? {
+                    let field = match key.as_ref() {
+                        "id" => &mut fields.id,
+                        "name" => &mut fields.name,
+                        "args" => &mut fields.args,
+                        "kwargs" => &mut fields.kwargs,
+                        _ => {
+                            map.next_value::<IgnoredAny>()?;
+                            continue;
+                        }
+                    };
+                    *field = Some(map.next_value()?);
+                }
+                Ok(fields)
+            }
+        }
+        deserializer.deserialize_map(FieldsVisitor)
+    }
+}
+
+/// Base64 in either alphabet, padded or not, with whitespace anywhere, to text.
+fn decode_base64(body: &str) -> Result<String, Malformed> {
+    const LENIENT: GeneralPurpose = GeneralPurpose::new(
+        &alphabet::STANDARD,
+        GeneralPurposeConfig::new()
+            .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+            .with_decode_allow_trailing_bits(true),
+    );
+    let plain: Vec<u8> = body
+        .bytes()
+        .filter(|byte| !byte.is_ascii_whitespace())
+        .map(|byte| match byte {
+            b'-' => b'+',
+            b'_' => b'/',
+            _ => byte,
+        })
+        .collect();
+    let bytes = LENIENT.decode(plain).map_err(|error| Malformed::NotBase64(error.to_string()))?;
+    String::from_utf8(bytes)
+        .map_err(|error| Malformed::NotUtf8(error.utf8_error().valid_up_to()))
+}
+
+fn string(key: &'static str, value: &RawValue) -> Result<String, Malformed> {
+    let found = json::kind(value.get());
+    if found != "a string" {
+        return Err(Malformed::WrongType { key, expected: "a string", found });
+    }
+    serde_json::from_str(value.get())
+        .map_err(|error| Malformed::BadText { key, reason: format!("is not text: {error}") })
+}
+
+/// The job's id: the part of the sent one before `#`; the message's where none was sent.
+fn id(value: Option<&RawValue>, message_id: &str) -> Result<String, Malformed> {
+    let sent = match value {
+        Some(value) if value.get() != "null" => string("id", value)?,
+        _ => String::new(),
+    };
+    let id = sent.split('#').next().unwrap_or_default();
+    if id.is_empty() {
+        return Ok(message_id.to_owned());
+    }
+    check_text("id", id, MAX_ID_BYTES)?;
+    Ok(id.to_owned())
+}
+
+/// Checks a name or an id: some bytes, not too many, and no control characters.
+///
+/// # Errors
+/// It is not so, and how.
+pub fn check_text(key: &'static str, text: &str, max_bytes: usize) -> Result<(), Malformed> {
+    let reason = if text.is_empty() {
+        "is empty".to_owned()
+    } else if text.len() > max_bytes {
+        format!("has {} bytes; at most {max_bytes} are taken", text.len())
+    } else if text.chars().any(char::is_control) {
+        "has control characters".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(Malformed::BadText { key, reason })
+}
+
+fn container(
+    key: &'static str,
+    value: Option<&RawValue>,
+    first: u8,
+    empty: &str,
+    expected: &'static str,
+) -> Result<String, Malformed> {
+    let Some(text) = value.map(RawValue::get) else { return Ok(empty.to_owned()) };
+    // PHP encodes every empty array as `[]`.
+    if text == "null" || (first == b'{' && json::compact(text) == "[]") {
+        return Ok(empty.to_owned());
+    }
+    if text.as_bytes().first() == Some(&first) {
+        return Ok(text.to_owned());
+    }
+    Err(Malformed::WrongType { key, expected, found: json::kind(text) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(body: &str) -> Result<Job, Malformed> {
+        decode(body, &BTreeMap::new(), "the MessageId")
+    }
+
+    #[test]
+    fn what_is_encoded_is_decoded_again() {
+        let job = Job {
+            id: "7c1e".into(),
+            name: "adder \"job\"".into(),
+            args: r#"[1, 123456789012345678901234567890, "\u0000"]"#.into(),
+            kwargs: r#"{"b": 1, "a": 2}"#.into(),
+            enqueued_at: Some(Timestamp(1_795_000_000_123)),
+            is_tracked: true,
+        };
+        assert_eq!(decode(&encode(&job), &attributes(&job), "m"), Ok(job));
+    }
+
+    #[test]
+    fn the_bytes_are_those_of_the_python_library() {
+        let job = Job {
+            id: "00000000-0000-4000-8000-000000000001".into(),
+            name: "adder".into(),
+            args: "[1, 2, 3, 4]".into(),
+            kwargs: "{}".into(),
+            enqueued_at: None,
+            is_tracked: false,
+        };
+        assert_eq!(
+            encode(&job),
+            "eyJpZCI6ICIwMDAwMDAwMC0wMDAwLTQwMDAtODAwMC0wMDAwMDAwMDAwMDEiLCAibmFtZSI6ICJhZGRlciIsICJhcmdzIjogWzEsIDIsIDMsIDRdLCAia3dhcmdzIjoge319"
+        );
+    }
+
+    #[test]
+    fn base64_of_either_alphabet_padded_or_not_with_whitespace_is_read() {
+        let json = r#"{"id": "1", "name": "a", "args": ["??>>~~"], "kwargs": {}}"#;
+        let standard = base64::engine::general_purpose::STANDARD.encode(json);
+        let url = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(json);
+        assert_ne!(standard, url);
+        let spaced = standard.replace('=', "").chars().flat_map(|c| [c, '\r', '\n']).collect();
+        for body in [standard, url, spaced] {
+            assert_eq!(read(&body).map(|job| job.args), Ok(r#"["??>>~~"]"#.into()), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_message_without_id_is_known_by_its_message_id() {
+        for id in ["", r#""id": null,"#, r#""id": "","#, r##""id": "#2","##] {
+            let job = read(&format!(r#"{{{id} "name": "a"}}"#)).expect("well formed");
+            assert_eq!((job.id.as_str(), job.args.as_str()), ("the MessageId", "[]"));
+        }
+    }
+
+    #[test]
+    fn of_a_key_that_comes_twice_the_last_one_counts() {
+        assert_eq!(read(r#"{"name": "a", "name": "b"}"#).map(|job| job.name), Ok("b".into()));
+    }
+
+    #[test]
+    fn escaped_keys_are_the_same_keys() {
+        assert_eq!(read(r#"{"n\u0061me": "b"}"#).map(|job| job.name), Ok("b".into()));
+    }
+
+    #[test]
+    fn malformed_bodies_tell_what_is_wrong() {
+        for (body, part) in [
+            ("", "not JSON"),
+            ("!!!", "neither base64"),
+            ("//79", "not UTF-8"),
+            ("aGVsbG8=", "not JSON"),
+            ("WzFd", "an array instead of an object"),
+            (r#"{"name": "a""#, "not JSON"),
+            (r#"{"name": "a"} x"#, "not JSON"),
+            (r#"{"args": []}"#, "no `name`"),
+            (r#"{"name": 1}"#, "`name` must be a string, found a number"),
+            (r#"{"name": null}"#, "`name` must be a string, found null"),
+            (r#"{"name": ""}"#, "`name` is empty"),
+            (r#"{"name": "a\u0000"}"#, "control characters"),
+            (r#"{"name": "\ud800"}"#, "`name` is not text"),
+            (r#"{"name": "a", "id": 5}"#, "`id` must be a string"),
+            (r#"{"name": "a", "args": {"a": 1}}"#, "`args` must be an array"),
+            (r#"{"name": "a", "kwargs": [1]}"#, "`kwargs` must be an object"),
+            (r#"{"name": "a", "args": [NaN]}"#, "not JSON"),
+        ] {
+            let reason = read(body).expect_err(body).to_string();
+            assert!(reason.contains(part), "{body}: {reason}");
+        }
+        let long = format!(r#"{{"name": "a", "id": "{}"}}"#, "x".repeat(10_000));
+        assert!(read(&long).unwrap_err().to_string().contains("at most 256"));
+        let deep = format!(r#"{{"name": "a", "args": {}{}}}"#, "[".repeat(128), "]".repeat(128));
+        assert_eq!(read(&deep), Err(Malformed::NotJson(JsonError::TooDeep)));
+        assert!(matches!(read(&"A".repeat(1_048_577)), Err(Malformed::TooLarge(_))));
+    }
+
+    #[test]
+    fn spellings_that_differ_in_whitespace_have_one_fingerprint() {
+        let tight = read(r#"{"name":"a","args":[1,{"b":"x y"}]}"#).expect("well formed");
+        let loose = read(r#"{"name": "a", "args": [1, {"b": "x y"}], "kwargs": []}"#).expect("ok");
+        let other = read(r#"{"name":"a","args":[1,{"b":"xy"}]}"#).expect("well formed");
+        assert_eq!(tight.fingerprint(), loose.fingerprint());
+        assert_ne!(tight.fingerprint(), other.fingerprint());
+    }
+}

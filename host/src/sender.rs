@@ -1,0 +1,229 @@
+//! Sends what the outbox holds, from every worker: each row once it is due, again until the
+//! broker has taken it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{Mutex, Notify};
+use tracing::warn;
+
+use crate::broker::{
+    Broker, BrokerError, EntryError, MAX_BATCH, MAX_DELAY_SECS, OutgoingMessage, Queue,
+};
+use crate::clock::Clock;
+use crate::outage::{Backoff, Outage};
+use crate::payload;
+use crate::store::dead::{DeadKind, DeadMessage};
+use crate::store::outbox::OutboxRow;
+use crate::store::{Store, StoreError};
+use crate::text::printable;
+
+/// Rows taken at once.
+const TAKE: u32 = 100;
+/// How often the outbox is looked at when nobody says that there is something in it.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Sends rows of the outbox. Clones share what is known of queues.
+#[derive(Clone)]
+pub struct Sender {
+    store: Store,
+    broker: Arc<dyn Broker>,
+    queues: Arc<Mutex<BTreeMap<String, Queue>>>,
+    wake: Arc<Notify>,
+}
+
+impl Sender {
+    /// A sender from this database to this broker.
+    #[must_use]
+    pub fn new(store: Store, broker: Arc<dyn Broker>) -> Self {
+        Self { store, broker, queues: Arc::default(), wake: Arc::default() }
+    }
+
+    /// Says that there is something to send.
+    pub fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Sends what is due, for ever.
+    pub async fn sweep(self) {
+        let outage = Outage::new("send what the outbox holds");
+        let mut backoff = Backoff::default();
+        loop {
+            match self.send_due().await {
+                Ok(sent) => {
+                    outage.over();
+                    backoff = Backoff::default();
+                    if sent < TAKE as usize {
+                        // Woken or not, the outbox is looked at.
+                        let _ = tokio::time::timeout(PAUSE, self.wake.notified()).await;
+                    }
+                }
+                Err(error) => {
+                    outage.note(&error);
+                    tokio::time::sleep(backoff.next()).await;
+                }
+            }
+        }
+    }
+
+    /// Takes rows that are due and sends them; tells how many were taken.
+    async fn send_due(&self) -> Result<usize, StoreError> {
+        let rows = self.store.take_outbox(TAKE, 0).await?;
+        let taken = rows.len();
+        let mut by_queue: BTreeMap<String, Vec<OutboxRow>> = BTreeMap::new();
+        for row in rows {
+            by_queue.entry(row.queue.clone()).or_default().push(row);
+        }
+        for (queue, rows) in by_queue {
+            for batch in rows.chunks(MAX_BATCH) {
+                self.send_rows(&queue, batch).await?;
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Sends up to ten rows to one queue, and notes for each what became of it.
+    ///
+    /// # Errors
+    /// The database failed; what was sent will be sent once more, and run once.
+    pub async fn send_rows(&self, queue: &str, rows: &[OutboxRow]) -> Result<(), StoreError> {
+        let sent = match self.queue(queue).await {
+            Ok(found) => {
+                let messages: Vec<_> = rows.iter().map(|row| message(row, &found)).collect();
+                self.broker.send(&found, &messages).await
+            }
+            Err(error) => Err(error),
+        };
+        let results = match sent {
+            Ok(results) => results.into_iter().map(|result| result.map(|_| ())).collect(),
+            Err(error) => rows.iter().map(|_| Err(of_call(&error))).collect::<Vec<_>>(),
+        };
+        let mut done = Vec::with_capacity(rows.len());
+        for (row, result) in rows.iter().zip(results) {
+            match result {
+                Ok(()) => done.push(row.id),
+                Err(EntryError::Transient(reason)) => {
+                    let wait_ms = (1000i64 << row.tries.clamp(0, 6)).min(60_000);
+                    self.store.outbox_failed(row.id, &reason, wait_ms).await?;
+                }
+                Err(error) => {
+                    warn!(
+                        queue, job.id = %printable(&row.job.id),
+                        "job {} can't be sent and is in the dead list: {error}",
+                        printable(&row.job.name)
+                    );
+                    self.store.outbox_undeliverable(row.id, &undeliverable(row, &error)).await?;
+                }
+            }
+        }
+        self.store.outbox_sent(&done).await
+    }
+
+    /// Sends one message that has no row.
+    ///
+    /// # Errors
+    /// The broker can't be asked, or refused it.
+    pub(crate) async fn send_one(
+        &self,
+        queue: &Queue,
+        message: OutgoingMessage,
+    ) -> Result<(), BrokerError> {
+        let results = self.broker.send(queue, &[message]).await?;
+        match results.into_iter().next() {
+            Some(Ok(_)) => Ok(()),
+            Some(Err(EntryError::Transient(reason))) => Err(BrokerError::Unavailable {
+                broker: self.broker.label(),
+                action: "SendMessage",
+                reason,
+            }),
+            Some(Err(error)) => Err(BrokerError::Refused {
+                action: "SendMessage",
+                queue: queue.name.clone(),
+                reason: error.to_string(),
+            }),
+            None => Err(BrokerError::Refused {
+                action: "SendMessage",
+                queue: queue.name.clone(),
+                reason: "the broker told nothing of the message".into(),
+            }),
+        }
+    }
+
+    /// Looks a queue up, once.
+    ///
+    /// # Errors
+    /// It does not exist, or the broker can't be asked.
+    pub async fn queue(&self, name: &str) -> Result<Queue, BrokerError> {
+        let mut queues = self.queues.lock().await;
+        if let Some(queue) = queues.get(name) {
+            return Ok(queue.clone());
+        }
+        let queue = self.broker.queue(name).await?;
+        queues.insert(name.to_owned(), queue.clone());
+        Ok(queue)
+    }
+}
+
+/// A row as the message that it is sent as.
+fn message(row: &OutboxRow, queue: &Queue) -> OutgoingMessage {
+    let wait = row.not_before.since(Clock::system().now());
+    let delay_secs = u32::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(MAX_DELAY_SECS);
+    let group = match (&row.group, queue.is_fifo) {
+        (Some(group), _) => Some(group.clone()),
+        (None, true) => Some(row.job.id.clone()),
+        (None, false) => None,
+    };
+    OutgoingMessage {
+        body: row.body.clone().unwrap_or_else(|| payload::encode(&row.job)),
+        attributes: payload::attributes(&row.job),
+        delay_secs: if queue.is_fifo { 0 } else { delay_secs.min(MAX_DELAY_SECS) },
+        group,
+        deduplication_id: queue.is_fifo.then(|| deduplication_id(&row.job.id, row.send_number)),
+    }
+}
+
+/// The deduplication id of a send: a repeated send of one outbox row keeps it, so that FIFO
+/// queues drop the second; a new send of the same job changes it, so that they don't.
+fn deduplication_id(job_id: &str, send_number: i64) -> String {
+    payload::hex(&Sha256::digest(format!("{job_id}#{send_number}")))
+}
+
+/// What the failure of a whole call means for each of its rows.
+fn of_call(error: &BrokerError) -> EntryError {
+    match error {
+        BrokerError::NoSuchQueue { .. }
+        | BrokerError::InvalidQueue { .. }
+        | BrokerError::Refused { .. } => EntryError::Refused(error.to_string()),
+        // Credentials and permissions are somebody's to mend: the row waits for that.
+        _ => EntryError::Transient(error.to_string()),
+    }
+}
+
+fn undeliverable(row: &OutboxRow, error: &EntryError) -> DeadMessage {
+    DeadMessage {
+        id: row.job.id.clone(),
+        kind: DeadKind::Undeliverable,
+        queue: row.queue.clone(),
+        job: Some(row.job.name.clone()),
+        job_id: Some(row.job.id.clone()),
+        message_id: None,
+        reason: error.to_string(),
+        body: row.body.clone().unwrap_or_else(|| payload::encode(&row.job)),
+        attributes: serde_json::to_string(&payload::attributes(&row.job)).unwrap_or_default(),
+        group: row.group.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repeated_send_keeps_its_deduplication_id_and_a_new_one_changes_it() {
+        assert_eq!(deduplication_id("a", 1), deduplication_id("a", 1));
+        assert_ne!(deduplication_id("a", 1), deduplication_id("a", 2));
+        assert_eq!(deduplication_id("a", 1).len(), 64);
+    }
+}

@@ -1,0 +1,297 @@
+//! Claims: an attempt takes ownership of a job's row before it runs.
+
+use std::time::Duration;
+
+use sqlx::Row as _;
+use sqlx::any::AnyRow;
+
+use super::{Store, StoreError, placeholders};
+use crate::clock::Timestamp;
+use crate::payload::Job;
+
+/// Which version of which module runs an attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModuleVersion {
+    /// The module's name: its file name without `.wasm`.
+    pub name: String,
+    /// Its version, where the component's metadata tells one.
+    pub version: Option<String>,
+    /// SHA-256 of the module file, in hex.
+    pub digest: String,
+}
+
+/// An attempt that wants to begin.
+#[derive(Debug, Clone)]
+pub struct ClaimRequest {
+    /// The job, as its message asks for it.
+    pub job: Job,
+    /// The queue its message came from.
+    pub queue: String,
+    /// The message's group.
+    pub group: Option<String>,
+    /// When the message was sent.
+    pub sent_at: Option<Timestamp>,
+    /// The new attempt's token: differs for each attempt anywhere.
+    pub token: String,
+    /// The worker's row.
+    pub worker_id: String,
+    /// What will run.
+    pub module: ModuleVersion,
+}
+
+/// An attempt that owns its job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Begun {
+    /// Number of this attempt, from 1: runs begun.
+    pub attempt: u32,
+    /// Attempts spent before this one.
+    pub spent: u32,
+    /// Runs begun before whose worker died.
+    pub crashes: u32,
+    /// When the job was first queued.
+    pub enqueued_at: Timestamp,
+    /// The periodic entry's name and the instant it meant.
+    pub schedule: Option<(String, Timestamp)>,
+    /// How many jobs stand between this one and the one that nobody's job added.
+    pub generation: u32,
+}
+
+/// What a claim found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Claim {
+    /// The job is ours to run.
+    Begun(Begun),
+    /// The job has its final status already: the message can go.
+    Finished(String),
+    /// The job can't run before this time has passed: another attempt runs, or the time of its
+    /// retry has not come.
+    Held(Duration),
+    /// The id is known with another job name or other arguments.
+    Conflict(String),
+}
+
+const COLUMNS: &str = "j.id, j.name, j.fingerprint, j.status, j.attempts, j.spent, j.crashes, \
+    j.retry_at, j.enqueued_at, j.schedule, j.fire_time, j.generation, j.token, \
+    w.renewed_at, w.lease_ms";
+
+impl Store {
+    /// Claims a group of jobs in one transaction; the answers stand in the order of the requests.
+    ///
+    /// # Errors
+    /// The database failed; nothing is claimed.
+    pub async fn claim(&self, requests: &[ClaimRequest]) -> Result<Vec<Claim>, StoreError> {
+        self.within("claim jobs", self.claim_all(requests)).await
+    }
+
+    async fn claim_all(&self, requests: &[ClaimRequest]) -> Result<Vec<Claim>, sqlx::Error> {
+        let mut write = self.begin().await?;
+        let now: i64 =
+            sqlx::query_scalar(self.sql("SELECT {now}")).fetch_one(&mut *write.tx).await?;
+
+        // Rows of jobs that foreign producers sent. In the order of their ids, as all locks are
+        // taken, so that two groups never wait for each other in a circle.
+        let mut sorted: Vec<&ClaimRequest> = requests.iter().collect();
+        sorted.sort_by(|a, b| a.job.id.cmp(&b.job.id));
+        sorted.dedup_by(|a, b| a.job.id == b.job.id);
+        let insert = format!(
+            "INSERT INTO {{p}}jobs (id, name, queue, args, kwargs, fingerprint, message_group, \
+             sent_at, created_at, enqueued_at, updated_at) VALUES {} ON CONFLICT (id) DO NOTHING",
+            placeholders(sorted.len(), 11)
+        );
+        let mut query = sqlx::query(self.sql(&insert));
+        for request in &sorted {
+            let job = &request.job;
+            let enqueued_at = job.enqueued_at.or(request.sent_at).map_or(now, |time| time.0);
+            query = query
+                .bind(&job.id)
+                .bind(&job.name)
+                .bind(&request.queue)
+                .bind(&job.args)
+                .bind(&job.kwargs)
+                .bind(job.fingerprint())
+                .bind(&request.group)
+                .bind(request.sent_at.map(|time| time.0))
+                .bind(now)
+                .bind(enqueued_at)
+                .bind(now);
+        }
+        query.execute(&mut *write.tx).await?;
+
+        let select = format!(
+            "SELECT {COLUMNS} FROM {{p}}jobs j LEFT JOIN {{p}}workers w ON w.id = j.worker_id \
+             WHERE j.id IN {} ORDER BY j.id {}",
+            placeholders(1, sorted.len()),
+            if self.dialect() == super::Dialect::Postgres { "FOR UPDATE OF j" } else { "" }
+        );
+        let mut query = sqlx::query(self.sql(&select));
+        for request in &sorted {
+            query = query.bind(&request.job.id);
+        }
+        let rows = query.fetch_all(&mut *write.tx).await?;
+        let mut known = std::collections::HashMap::with_capacity(rows.len());
+        for row in &rows {
+            let row = JobRow::read(row)?;
+            known.insert(row.id.clone(), row);
+        }
+
+        let mut answers = Vec::with_capacity(requests.len());
+        let mut begun = Vec::new();
+        for request in requests {
+            let row = known.get_mut(&request.job.id).ok_or(sqlx::Error::RowNotFound)?;
+            let (claim, took_over) = decide(row, request, now);
+            if let Claim::Begun(_) = claim {
+                // The second request of one id in this group finds the first one's claim.
+                row.status = "RUNNING".into();
+                row.alive_until = Some(now + 30_000);
+                begun.push((request, took_over));
+            }
+            answers.push(claim);
+        }
+        if !begun.is_empty() {
+            self.take(&mut write, &begun, now).await?;
+        }
+        write.tx.commit().await?;
+        Ok(answers)
+    }
+
+    /// Makes the requests' tokens the owners of their jobs.
+    async fn take(
+        &self,
+        write: &mut super::Write,
+        begun: &[(&ClaimRequest, bool)],
+        now: i64,
+    ) -> Result<(), sqlx::Error> {
+        let crashed: Vec<&str> = begun
+            .iter()
+            .filter(|(_, took_over)| *took_over)
+            .map(|(request, _)| request.job.id.as_str())
+            .collect();
+        if !crashed.is_empty() {
+            let ids = placeholders(1, crashed.len());
+            for statement in [
+                format!(
+                    "UPDATE {{p}}attempts SET outcome = 'crashed', finished_at = {{now}}, \
+                     error = 'the worker died while the attempt ran' \
+                     WHERE outcome = 'running' AND job_id IN {ids}"
+                ),
+                format!("UPDATE {{p}}jobs SET crashes = crashes + 1 WHERE id IN {ids}"),
+            ] {
+                let mut query = sqlx::query(self.sql(&statement));
+                for id in &crashed {
+                    query = query.bind(*id);
+                }
+                query.execute(&mut *write.tx).await?;
+            }
+        }
+        let update = format!(
+            "WITH v (id, token, worker_id, module, module_version, module_digest) AS (VALUES {}) \
+             UPDATE {{p}}jobs AS j SET status = 'RUNNING', token = v.token, worker_id = v.worker_id, \
+             module = v.module, module_version = v.module_version, \
+             module_digest = v.module_digest, attempts = j.attempts + 1, started_at = {now}, \
+             retry_at = NULL, progress = -1, progress_message = NULL, updated_at = {now} \
+             FROM v WHERE j.id = v.id",
+            placeholders(begun.len(), 6)
+        );
+        let mut query = sqlx::query(self.sql(&update));
+        for (request, _) in begun {
+            query = query
+                .bind(&request.job.id)
+                .bind(&request.token)
+                .bind(&request.worker_id)
+                .bind(&request.module.name)
+                .bind(&request.module.version)
+                .bind(&request.module.digest);
+        }
+        query.execute(&mut *write.tx).await?;
+        let insert = format!(
+            "INSERT INTO {{p}}attempts (job_id, number, token, worker_id, module, module_version, \
+             module_digest, started_at) SELECT id, attempts, token, worker_id, module, \
+             module_version, module_digest, started_at FROM {{p}}jobs WHERE id IN {}",
+            placeholders(1, begun.len())
+        );
+        let mut query = sqlx::query(self.sql(&insert));
+        for (request, _) in begun {
+            query = query.bind(&request.job.id);
+        }
+        query.execute(&mut *write.tx).await?;
+        Ok(())
+    }
+}
+
+/// What a claim must know of a job.
+struct JobRow {
+    id: String,
+    name: String,
+    fingerprint: String,
+    status: String,
+    attempts: i64,
+    spent: i64,
+    crashes: i64,
+    retry_at: Option<i64>,
+    enqueued_at: i64,
+    schedule: Option<String>,
+    fire_time: Option<i64>,
+    generation: i64,
+    /// Until when the claim of the worker that runs it lives; `None` when that worker is gone.
+    alive_until: Option<i64>,
+}
+
+impl JobRow {
+    fn read(row: &AnyRow) -> Result<Self, sqlx::Error> {
+        let renewed_at: Option<i64> = row.try_get("renewed_at")?;
+        let lease_ms: Option<i64> = row.try_get("lease_ms")?;
+        Ok(Self {
+            id: row.try_get("id")?,
+            name: row.try_get("name")?,
+            fingerprint: row.try_get("fingerprint")?,
+            status: row.try_get("status")?,
+            attempts: row.try_get("attempts")?,
+            spent: row.try_get("spent")?,
+            crashes: row.try_get("crashes")?,
+            retry_at: row.try_get("retry_at")?,
+            enqueued_at: row.try_get("enqueued_at")?,
+            schedule: row.try_get("schedule")?,
+            fire_time: row.try_get("fire_time")?,
+            generation: row.try_get("generation")?,
+            alive_until: renewed_at.zip(lease_ms).map(|(at, lease)| at.saturating_add(lease)),
+        })
+    }
+}
+
+/// Decides a claim by the job's row; tells also whether it takes over from a worker that died.
+fn decide(row: &JobRow, request: &ClaimRequest, now: i64) -> (Claim, bool) {
+    if row.name != request.job.name {
+        let reason = format!("the id belongs to a job `{}`", row.name);
+        return (Claim::Conflict(reason), false);
+    }
+    if row.fingerprint != request.job.fingerprint() {
+        let reason = "the id belongs to a job with other arguments".to_owned();
+        return (Claim::Conflict(reason), false);
+    }
+    let took_over = match row.status.as_str() {
+        "PENDING" => false,
+        "RETRY" => match row.retry_at {
+            Some(at) if at > now => return (Claim::Held(wait(at - now)), false),
+            _ => false,
+        },
+        "RUNNING" => match row.alive_until {
+            Some(until) if until > now => return (Claim::Held(wait(until - now)), false),
+            _ => true,
+        },
+        _ => return (Claim::Finished(row.status.clone()), false),
+    };
+    let count = |number: i64| u32::try_from(number).unwrap_or(0);
+    let begun = Begun {
+        attempt: count(row.attempts).saturating_add(1),
+        spent: count(row.spent),
+        crashes: count(row.crashes).saturating_add(u32::from(took_over)),
+        enqueued_at: Timestamp(row.enqueued_at),
+        schedule: row.schedule.clone().zip(row.fire_time.map(Timestamp)),
+        generation: count(row.generation),
+    };
+    (Claim::Begun(begun), took_over)
+}
+
+fn wait(ms: i64) -> Duration {
+    Duration::from_millis(u64::try_from(ms).unwrap_or(0))
+}

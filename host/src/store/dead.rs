@@ -1,0 +1,208 @@
+//! The dead list: messages that can't be run, and jobs that failed for good, kept where a
+//! person can see them and send them again.
+
+use futures_util::TryStreamExt as _;
+use sqlx::Row as _;
+use sqlx::any::AnyRow;
+
+use super::{Store, StoreError, Write};
+use crate::clock::Timestamp;
+use crate::text::without_nul;
+
+/// Why an entry is in the dead list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)] // the words are explained in docs/operations.md
+pub enum DeadKind {
+    Malformed,
+    UnknownJob,
+    IdConflict,
+    Failed,
+    Crashed,
+    Undeliverable,
+    Lost,
+}
+
+impl DeadKind {
+    /// The word that rows and commands use.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::UnknownJob => "unknown-job",
+            Self::IdConflict => "id-conflict",
+            Self::Failed => "failed",
+            Self::Crashed => "crashed",
+            Self::Undeliverable => "undeliverable",
+            Self::Lost => "lost",
+        }
+    }
+}
+
+/// A message to be put aside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadMessage {
+    /// The job's id; the message's where the job's is not known, or belongs to another job.
+    pub id: String,
+    /// Why it is here.
+    pub kind: DeadKind,
+    /// The queue it came from.
+    pub queue: String,
+    /// The job's name, where it is known.
+    pub job: Option<String>,
+    /// The job's id, where it is known.
+    pub job_id: Option<String>,
+    /// The broker's id of the message.
+    pub message_id: Option<String>,
+    /// Why, in words.
+    pub reason: String,
+    /// The body, exactly as it was received.
+    pub body: String,
+    /// The message attributes, as a JSON object.
+    pub attributes: String,
+    /// The message's group.
+    pub group: Option<String>,
+}
+
+/// An entry of the dead list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadEntry {
+    /// What names the entry.
+    pub id: String,
+    /// Why it is here; see [`DeadKind::name`].
+    pub kind: String,
+    /// The queue it came from.
+    pub queue: String,
+    /// The job's name, where it is known.
+    pub job: Option<String>,
+    /// The job's id, where it is known.
+    pub job_id: Option<String>,
+    /// The broker's id of the message.
+    pub message_id: Option<String>,
+    /// Why, in words.
+    pub reason: String,
+    /// The body, exactly as it was received.
+    pub body: Vec<u8>,
+    /// The message attributes, as a JSON object.
+    pub attributes: String,
+    /// When it was put aside.
+    pub received_at: Timestamp,
+}
+
+impl DeadEntry {
+    fn read(row: &AnyRow) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            id: row.try_get("id")?,
+            kind: row.try_get("kind")?,
+            queue: row.try_get("queue")?,
+            job: row.try_get("job")?,
+            job_id: row.try_get("job_id")?,
+            message_id: row.try_get("message_id")?,
+            reason: row.try_get("reason")?,
+            body: row.try_get("body")?,
+            attributes: row.try_get("attributes")?,
+            received_at: Timestamp(row.try_get("received_at")?),
+        })
+    }
+}
+
+const COLUMNS: &str =
+    "id, kind, queue, job, job_id, message_id, reason, body, attributes, received_at";
+
+/// Which entries of the dead list are asked for; all conditions must hold.
+#[derive(Debug, Clone, Default)]
+pub struct DeadFilter {
+    /// Only this kind.
+    pub kind: Option<String>,
+    /// Only of this queue.
+    pub queue: Option<String>,
+    /// Only of this job.
+    pub job: Option<String>,
+    /// At most so many, newest first.
+    pub limit: Option<u64>,
+}
+
+impl Store {
+    /// Puts a message aside. The same message put aside once more changes nothing.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn put_aside(&self, dead: &DeadMessage) -> Result<(), StoreError> {
+        self.within("put a message aside", async {
+            let mut write = self.begin().await?;
+            let now: i64 =
+                sqlx::query_scalar(self.sql("SELECT {now}")).fetch_one(&mut *write.tx).await?;
+            self.insert_dead(&mut write, dead, now).await?;
+            write.tx.commit().await
+        })
+        .await
+    }
+
+    pub(super) async fn insert_dead(
+        &self,
+        write: &mut Write,
+        dead: &DeadMessage,
+        now: i64,
+    ) -> Result<(), sqlx::Error> {
+        sqlx::query(self.sql(
+            "INSERT INTO {p}dead (id, kind, queue, job, job_id, message_id, reason, body, \
+             attributes, body_bytes, message_group, received_at) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) \
+             ON CONFLICT (id) DO UPDATE SET kind = excluded.kind, reason = excluded.reason, \
+             received_at = excluded.received_at",
+        ))
+        .bind(&dead.id)
+        .bind(dead.kind.name())
+        .bind(&dead.queue)
+        .bind(&dead.job)
+        .bind(&dead.job_id)
+        .bind(&dead.message_id)
+        .bind(without_nul(dead.reason.clone()))
+        .bind(dead.body.as_bytes().to_vec())
+        .bind(without_nul(dead.attributes.clone()))
+        .bind(i64::try_from(dead.body.len()).unwrap_or(i64::MAX))
+        .bind(&dead.group)
+        .bind(now)
+        .execute(&mut *write.tx)
+        .await?;
+        Ok(())
+    }
+
+    /// Calls `each` with the entries that match, newest first, in bounded memory.
+    ///
+    /// # Errors
+    /// The database failed, or `each` did.
+    pub async fn each_dead<E: From<StoreError>>(
+        &self,
+        filter: &DeadFilter,
+        mut each: impl FnMut(DeadEntry) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let statement = format!(
+            "SELECT {COLUMNS} FROM {{p}}dead WHERE ($1 IS NULL OR kind = $1) \
+             AND ($2 IS NULL OR queue = $2) AND ($3 IS NULL OR job = $3) \
+             ORDER BY received_at DESC, id DESC LIMIT $4"
+        );
+        let mut rows = sqlx::query(self.sql(&statement))
+            .bind(filter.kind.clone())
+            .bind(filter.queue.clone())
+            .bind(filter.job.clone())
+            .bind(filter.limit.map_or(i64::MAX, |limit| i64::try_from(limit).unwrap_or(i64::MAX)))
+            .fetch(&self.inner.pool);
+        let action = "list what was put aside";
+        while let Some(row) = rows.try_next().await.map_err(self.failed(action))? {
+            each(DeadEntry::read(&row).map_err(self.failed(action))?)?;
+        }
+        Ok(())
+    }
+
+    /// The entry of this id.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn dead(&self, id: &str) -> Result<Option<DeadEntry>, StoreError> {
+        let statement = format!("SELECT {COLUMNS} FROM {{p}}dead WHERE id = $1");
+        let query = sqlx::query(self.sql(&statement)).bind(id.to_owned());
+        let action = "show what was put aside";
+        let row = self.within(action, query.fetch_optional(&self.inner.pool)).await?;
+        row.map(|row| DeadEntry::read(&row)).transpose().map_err(self.failed(action))
+    }
+}

@@ -1,0 +1,116 @@
+//! New jobs: the row and the outbox row, in one transaction.
+
+use sqlx::Row as _;
+
+use super::{Store, StoreError, Write};
+use crate::clock::Timestamp;
+use crate::payload::Job;
+
+/// A job to be added.
+#[derive(Debug, Clone)]
+pub struct NewJob {
+    /// Id, name and arguments.
+    pub job: Job,
+    /// The queue to send it to.
+    pub queue: String,
+    /// Message group: order on a FIFO queue, tenant on a standard one.
+    pub group: Option<String>,
+    /// The instant before which it must not run.
+    pub not_before: Option<Timestamp>,
+    /// The job whose attempt added it.
+    pub parent_id: Option<String>,
+    /// How many jobs stand between it and one that no job added.
+    pub generation: u32,
+}
+
+/// What became of an added job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Enqueued {
+    /// It has a row now, and this outbox row, which the caller should send.
+    Added {
+        /// The outbox row.
+        outbox_id: i64,
+    },
+    /// The id is known with the same name and arguments: nothing was added.
+    Existing,
+    /// The id is known with another name or other arguments: nothing was added.
+    Conflict,
+}
+
+impl Store {
+    /// Writes a new job and its outbox row. The outbox row is left to the caller for 15 s; then
+    /// the sweep of any worker sends it.
+    ///
+    /// # Errors
+    /// The database failed; nothing was added.
+    pub async fn enqueue(&self, new: &NewJob) -> Result<Enqueued, StoreError> {
+        self.within("add a job", async {
+            let mut write = self.begin().await?;
+            let now: i64 =
+                sqlx::query_scalar(self.sql("SELECT {now}")).fetch_one(&mut *write.tx).await?;
+            let enqueued = self.insert_job(&mut write, new, now, now + 15_000).await?;
+            write.tx.commit().await?;
+            Ok(enqueued)
+        })
+        .await
+    }
+
+    /// Writes a new job and its outbox row, which the sweep leaves alone until `taken_until`.
+    pub(super) async fn insert_job(
+        &self,
+        write: &mut Write,
+        new: &NewJob,
+        now: i64,
+        taken_until: i64,
+    ) -> Result<Enqueued, sqlx::Error> {
+        let job = &new.job;
+        let fingerprint = job.fingerprint();
+        let enqueued_at = job.enqueued_at.map_or(now, |time| time.0);
+        let inserted = sqlx::query(self.sql(
+            "INSERT INTO {p}jobs (id, name, queue, args, kwargs, fingerprint, message_group, \
+             parent_id, generation, created_at, enqueued_at, updated_at) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) \
+             ON CONFLICT (id) DO NOTHING",
+        ))
+        .bind(&job.id)
+        .bind(&job.name)
+        .bind(&new.queue)
+        .bind(&job.args)
+        .bind(&job.kwargs)
+        .bind(&fingerprint)
+        .bind(&new.group)
+        .bind(&new.parent_id)
+        .bind(i64::from(new.generation))
+        .bind(now)
+        .bind(enqueued_at)
+        .bind(now)
+        .execute(&mut *write.tx)
+        .await?;
+        if inserted.rows_affected() == 0 {
+            let known: (String, String) =
+                sqlx::query_as(self.sql("SELECT name, fingerprint FROM {p}jobs WHERE id = $1"))
+                    .bind(&job.id)
+                    .fetch_one(&mut *write.tx)
+                    .await?;
+            let is_same = known.0 == job.name && known.1 == fingerprint;
+            return Ok(if is_same { Enqueued::Existing } else { Enqueued::Conflict });
+        }
+        let row = sqlx::query(self.sql(
+            "INSERT INTO {p}outbox (job_id, job_name, queue, args, kwargs, message_group, \
+             enqueued_at, not_before, taken_until) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) RETURNING id",
+        ))
+        .bind(&job.id)
+        .bind(&job.name)
+        .bind(&new.queue)
+        .bind(&job.args)
+        .bind(&job.kwargs)
+        .bind(&new.group)
+        .bind(enqueued_at)
+        .bind(new.not_before.map_or(0, |time| time.0))
+        .bind(taken_until)
+        .fetch_one(&mut *write.tx)
+        .await?;
+        Ok(Enqueued::Added { outbox_id: row.try_get("id")? })
+    }
+}

@@ -1,0 +1,461 @@
+//! Path 1, step 9: what is known of jobs, kept in SQL.
+//!
+//! A job's row goes through these states; every arrow is one guarded update:
+//!
+//! ```text
+//!             add, first receipt                claim
+//!                  ──────────▶  PENDING  ─────────────────▶  RUNNING ──┐ claim died:
+//!                                  ▲                          │  ▲  ▲  │ another attempt
+//!                    interrupted   │                          │  │  └──┘ takes it over
+//!                                  └──────────────────────────┤  │
+//!                                                             │  │ claim
+//!                          failed, comes again                ▼  │
+//!                                        RETRY  ◀─────────────┤──┘
+//!                                                             │
+//!            SUCCESS  ◀───────────────────────────────────────┤ all stages went well
+//!            FAILURE  ◀───────────────────────────────────────┤ failed for good (dead list)
+//!            CANCELLED ◀──────────────────────────────────────┘
+//! ```
+//!
+//! `RUNNING` and only `RUNNING` has an owner (`token`); an outcome is stored only by a statement
+//! that names the owner's token, so an attempt that lost its claim can't overwrite the one that
+//! took over. Nothing leaves `SUCCESS`.
+//!
+//! SQLite and PostgreSQL run the same statements: text, 64-bit integers and doubles mean the same
+//! in both, and [`Dialect`] holds the few words that differ (see `docs/decisions/0002`).
+
+pub mod claim;
+pub mod dead;
+pub mod enqueue;
+pub mod finish;
+pub(crate) mod group;
+pub mod migrate;
+pub mod modules;
+pub mod outbox;
+pub mod read;
+pub mod workers;
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
+use sqlx::{Any, AnyPool, AssertSqlSafe, ConnectOptions as _, Transaction};
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+/// How long a statement or a wait for a connection may take before the call is given up. A
+/// database that stalls must not hold work for ever: the caller retries while it has its lease.
+pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Why the database could not be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The URL is not one of a database that is supported.
+    #[error("`{url}` is not a database URL: {reason}; use sqlite:PATH or postgres://USER@HOST/DATABASE")]
+    Url {
+        /// The URL, without its password.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// No connection could be made.
+    #[error("cannot open the database {database}: {remedy}")]
+    Open {
+        /// The database, without its password.
+        database: String,
+        /// What to do about it.
+        remedy: String,
+        /// What the driver said.
+        source: sqlx::Error,
+    },
+    /// A statement failed.
+    #[error("the database {database} failed to {action}")]
+    Statement {
+        /// The database, without its password.
+        database: String,
+        /// What was attempted.
+        action: &'static str,
+        /// What the driver said.
+        source: sqlx::Error,
+    },
+    /// A statement took too long.
+    #[error("the database {database} did not {action} within {} s", STATEMENT_TIMEOUT.as_secs())]
+    Timeout {
+        /// The database, without its password.
+        database: String,
+        /// What was attempted.
+        action: &'static str,
+    },
+    /// The migrations could not be run.
+    #[error("cannot migrate the database {database}")]
+    Migrate {
+        /// The database, without its password.
+        database: String,
+        /// What the migrator said.
+        source: sqlx::migrate::MigrateError,
+    },
+    /// The schema is older than this host needs.
+    #[error(
+        "the database {database} has schema version {found} and this host needs {needed}; run `sqjobs-host migrate`, or start the worker with --migrate"
+    )]
+    MigrationDue {
+        /// The database, without its password.
+        database: String,
+        /// The schema's version; 0 for an empty database.
+        found: i64,
+        /// This host's version.
+        needed: i64,
+    },
+    /// The schema is newer than this host can serve.
+    #[error(
+        "the database {database} has schema version {found} and this host serves at most {most}; use a newer sqjobs-host"
+    )]
+    TooNew {
+        /// The database, without its password.
+        database: String,
+        /// The schema's version.
+        found: i64,
+        /// The newest version this host can serve.
+        most: i64,
+    },
+    /// The migration lock could not be taken.
+    #[error("cannot lock `{}` for the migration", path.display())]
+    Lock {
+        /// The lock file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The writer has ended, since the process is going down.
+    #[error("the database writer has stopped")]
+    Stopped,
+}
+
+impl StoreError {
+    /// Whether the same call may work later without anybody's doing.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Timeout { .. } => true,
+            Self::Statement { source, .. } | Self::Open { source, .. } => is_transient(source),
+            _ => false,
+        }
+    }
+}
+
+/// Whether a database error is one of the connection or the moment, not of the statement.
+#[must_use]
+pub fn is_transient(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_) => true,
+        sqlx::Error::Database(error) => match error.code() {
+            // PostgreSQL: connection, resources, operator intervention, serialization, lock,
+            // read-only after a fail-over. SQLite (primary and extended): busy, locked, I/O, full.
+            Some(code) => {
+                ["08", "53", "57", "58"].iter().any(|class| code.len() == 5 && code.starts_with(class))
+                    || matches!(code.as_ref(), "40001" | "40P01" | "55P03" | "25006" | "XX000")
+                    || code.parse::<i32>().is_ok_and(|code| {
+                        code.checked_rem(256).is_some_and(|primary| matches!(primary, 5 | 6 | 10 | 13 | 14))
+                            && code < 10_000
+                    })
+            }
+            None => false,
+        },
+        _ => false,
+    }
+}
+
+/// Which database, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Database {
+    /// A SQLite file.
+    Sqlite {
+        /// The file.
+        path: PathBuf,
+        /// Whether every commit reaches the disk (`synchronous=FULL`). Needed wherever a message
+        /// is deleted elsewhere once its outcome is committed: in WAL mode `NORMAL` may lose
+        /// commits at a power cut.
+        is_durable: bool,
+    },
+    /// A PostgreSQL database.
+    Postgres {
+        /// The URL, which may hold a password.
+        url: url::Url,
+        /// The schema in which all tables lie.
+        schema: String,
+    },
+}
+
+impl Database {
+    /// The database as people may see it: never with a password.
+    #[must_use]
+    pub fn label(&self) -> String {
+        match self {
+            Self::Sqlite { path, .. } => format!("sqlite:{}", path.display()),
+            Self::Postgres { url, schema } => {
+                let mut shown = url.clone();
+                // Only URLs that cannot have a password refuse to have it changed.
+                let _ = shown.set_password(None);
+                shown.set_query(None);
+                format!("{shown} (schema {schema})")
+            }
+        }
+    }
+}
+
+/// The words that differ between SQLite and PostgreSQL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// SQLite: one writer at a time, table names begin with `sqjobs_`.
+    Sqlite,
+    /// PostgreSQL: row locks, a schema of our own.
+    Postgres,
+}
+
+/// The database of one installation. Clones share their connections.
+#[derive(Debug, Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    pool: AnyPool,
+    dialect: Dialect,
+    database: Database,
+    label: String,
+    prefix: String,
+    /// SQLite has one writer: queueing here is fair and quick, where its busy handler sleeps.
+    writer: Arc<Mutex<()>>,
+}
+
+/// A transaction that writes. Rolled back when dropped.
+pub(crate) struct Write {
+    pub(crate) tx: Transaction<'static, Any>,
+    _turn: Option<OwnedMutexGuard<()>>,
+}
+
+impl Store {
+    /// Opens the database, without looking at its schema (see [`Self::check_schema`]).
+    ///
+    /// # Errors
+    /// It can't be opened, and what to do about it.
+    pub async fn open(database: &Database) -> Result<Self, StoreError> {
+        sqlx::any::install_default_drivers();
+        let (dialect, url, prefix) = match database {
+            Database::Sqlite { path, .. } => {
+                prepare_folder(path, database)?;
+                (Dialect::Sqlite, sqlite_url(path), "sqjobs_".to_owned())
+            }
+            Database::Postgres { url, schema } => {
+                (Dialect::Postgres, url.clone(), format!("{}.", quote(schema)))
+            }
+        };
+        let label = database.label();
+        let options = AnyConnectOptions::from_url(&url)
+            .map_err(|error| StoreError::Url { url: label.clone(), reason: error.to_string() })?
+            .disable_statement_logging();
+        let set_up = session_statements(database);
+        let pool = AnyPoolOptions::new()
+            .max_connections(if dialect == Dialect::Sqlite { 6 } else { 12 })
+            .acquire_timeout(Duration::from_secs(10))
+            .idle_timeout(Duration::from_secs(300))
+            .after_connect(move |connection, _| {
+                let set_up = set_up.clone();
+                Box::pin(async move {
+                    use sqlx::Executor as _;
+                    connection.execute(AssertSqlSafe(set_up)).await.map(|_| ())
+                })
+            })
+            .connect_with(options)
+            .await
+            .map_err(|source| open_error(database, source))?;
+        let writer = Arc::new(Mutex::new(()));
+        let database = database.clone();
+        Ok(Self { inner: Arc::new(Inner { pool, dialect, database, label, prefix, writer }) })
+    }
+
+    /// The database as people may see it.
+    #[must_use]
+    pub fn label(&self) -> &str {
+        &self.inner.label
+    }
+
+    /// Which dialect the database speaks.
+    #[must_use]
+    pub fn dialect(&self) -> Dialect {
+        self.inner.dialect
+    }
+
+    /// Closes all connections, waiting for the statements that run.
+    pub async fn close(&self) {
+        self.inner.pool.close().await;
+    }
+
+    /// A statement in the database's own words: `{p}` begins every table's name, `{now}` is the
+    /// database's clock, `{for_update}` and `{skip_locked}` lock rows where there are row locks.
+    fn sql(&self, text: &str) -> AssertSqlSafe<String> {
+        let (now, for_update, skip_locked) = match self.inner.dialect {
+            Dialect::Sqlite => ("CAST(unixepoch('subsec') * 1000 AS INTEGER)", "", ""),
+            Dialect::Postgres => (
+                "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)",
+                "FOR UPDATE",
+                "FOR UPDATE SKIP LOCKED",
+            ),
+        };
+        AssertSqlSafe(
+            text.replace("{p}", &self.inner.prefix)
+                .replace("{now}", now)
+                .replace("{for_update}", for_update)
+                .replace("{skip_locked}", skip_locked),
+        )
+    }
+
+    /// Begins a transaction that writes; on SQLite it holds the write lock from the start, so
+    /// that it can't fail half-way for another writer.
+    async fn begin(&self) -> Result<Write, sqlx::Error> {
+        match self.inner.dialect {
+            Dialect::Sqlite => {
+                let turn = self.inner.writer.clone().lock_owned().await;
+                let tx = self.inner.pool.begin_with("BEGIN IMMEDIATE").await?;
+                Ok(Write { tx, _turn: Some(turn) })
+            }
+            Dialect::Postgres => Ok(Write { tx: self.inner.pool.begin().await?, _turn: None }),
+        }
+    }
+
+    fn failed(&self, action: &'static str) -> impl FnOnce(sqlx::Error) -> StoreError + '_ {
+        move |source| StoreError::Statement { database: self.inner.label.clone(), action, source }
+    }
+
+    /// Runs a database call under the deadline for statements.
+    async fn within<T>(
+        &self,
+        action: &'static str,
+        call: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, StoreError> {
+        match tokio::time::timeout(STATEMENT_TIMEOUT, call).await {
+            Ok(result) => result.map_err(self.failed(action)),
+            Err(_) => Err(StoreError::Timeout { database: self.inner.label.clone(), action }),
+        }
+    }
+
+    /// Asks for the database's clock, which also shows that it answers.
+    ///
+    /// # Errors
+    /// The database can't be reached.
+    pub async fn now(&self) -> Result<crate::clock::Timestamp, StoreError> {
+        let query = sqlx::query_scalar::<_, i64>(self.sql("SELECT {now}"));
+        self.within("tell the time", query.fetch_one(&self.inner.pool))
+            .await
+            .map(crate::clock::Timestamp)
+    }
+}
+
+/// `($1, $2), ($3, $4)`: placeholders for `rows` rows of `columns` values.
+fn placeholders(rows: usize, columns: usize) -> String {
+    let mut text = String::with_capacity(rows * columns * 5);
+    for row in 0..rows {
+        text.push_str(if row == 0 { "(" } else { ", (" });
+        for column in 0..columns {
+            let comma = if column == 0 { "" } else { ", " };
+            let _ = write!(text, "{comma}${}", row * columns + column + 1);
+        }
+        text.push(')');
+    }
+    text
+}
+
+fn quote(identifier: &str) -> String {
+    format!("\"{}\"", identifier.replace('"', "\"\""))
+}
+
+fn sqlite_url(path: &Path) -> url::Url {
+    let mut url = url::Url::parse("sqlite:///").expect("a constant URL");
+    url.set_path(&path.to_string_lossy());
+    url.set_query(Some("mode=rwc"));
+    url
+}
+
+/// What each connection is told when it is made.
+fn session_statements(database: &Database) -> String {
+    match database {
+        Database::Sqlite { is_durable, .. } => {
+            let synchronous = if *is_durable { "FULL" } else { "NORMAL" };
+            format!(
+                "PRAGMA busy_timeout = 10000; PRAGMA journal_mode = WAL; \
+                 PRAGMA synchronous = {synchronous}; PRAGMA foreign_keys = ON; \
+                 PRAGMA journal_size_limit = 67108864"
+            )
+        }
+        Database::Postgres { .. } => format!(
+            "SET statement_timeout = {}; SET idle_in_transaction_session_timeout = 60000; \
+             SET client_min_messages = warning",
+            STATEMENT_TIMEOUT.as_millis()
+        ),
+    }
+}
+
+/// Makes the folder of a SQLite file, for its owner only.
+fn prepare_folder(path: &Path, database: &Database) -> Result<(), StoreError> {
+    use std::os::unix::fs::DirBuilderExt;
+    let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) else {
+        return Ok(());
+    };
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| {
+        StoreError::Open {
+            database: database.label(),
+            remedy: format!(
+                "its folder `{}` can't be made; check its permissions, or choose another with --data-dir",
+                folder.display()
+            ),
+            source: sqlx::Error::Io(error),
+        }
+    })
+}
+
+fn open_error(database: &Database, source: sqlx::Error) -> StoreError {
+    let remedy = match (database, &source) {
+        (Database::Sqlite { .. }, _) => {
+            "check that the file and its folder can be read and written, or choose another with --database or --data-dir"
+        }
+        (_, sqlx::Error::Database(error)) => match error.code().as_deref() {
+            Some("28P01" | "28000") => {
+                "user or password were refused; set the password in the URL, in PGPASSWORD, or in a file named by SQJOBS_DATABASE_PASSWORD_FILE"
+            }
+            Some("3D000") => "there is no database of this name; create it first",
+            _ => "the server refused the connection",
+        },
+        _ => "check host and port in --database, and that PostgreSQL runs there",
+    };
+    StoreError::Open { database: database.label(), remedy: remedy.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_is_never_part_of_the_label() {
+        let url = "postgres://u:s3cret@h/d?password=s3cret".parse().expect("a URL");
+        let label = Database::Postgres { url, schema: "sqjobs".into() }.label();
+        assert_eq!(label, "postgres://u@h/d (schema sqjobs)");
+    }
+
+    #[test]
+    fn placeholders_count_through_all_rows() {
+        assert_eq!(placeholders(2, 2), "($1, $2), ($3, $4)");
+    }
+
+    #[test]
+    fn an_identifier_is_quoted() {
+        assert_eq!(quote(r#"a"b"#), r#""a""b""#);
+    }
+}

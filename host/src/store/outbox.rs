@@ -1,0 +1,176 @@
+//! The outbox: whatever we send is a row first, written in the transaction that changes the
+//! job's row, and swept by every worker.
+//!
+//! Rows are taken by state, never by a cursor over ids: a lower id may commit later.
+
+use sqlx::Row as _;
+use sqlx::any::AnyRow;
+
+use super::dead::DeadMessage;
+use super::{Store, StoreError, placeholders};
+use crate::clock::Timestamp;
+use crate::payload::Job;
+
+/// How long a taken row is left to the sender that took it, in milliseconds.
+const TAKEN_FOR_MS: i64 = 30_000;
+
+/// A row of the outbox that this sender took.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutboxRow {
+    /// The row.
+    pub id: i64,
+    /// The job that it sends.
+    pub job: Job,
+    /// The queue to send it to.
+    pub queue: String,
+    /// Message group.
+    pub group: Option<String>,
+    /// The instant before which the job must not run.
+    pub not_before: Timestamp,
+    /// How often the job has been sent, this time included. Part of the deduplication id on a
+    /// FIFO queue: a repeated send of this row keeps it, a new send changes it.
+    pub send_number: i64,
+    /// An exact body to send instead of the job's own.
+    pub body: Option<String>,
+    /// How often sending this row was tried before.
+    pub tries: i64,
+}
+
+const COLUMNS: &str = "id, job_id, job_name, queue, args, kwargs, message_group, enqueued_at, \
+    not_before, send_number, body, tries";
+
+impl OutboxRow {
+    fn read(row: &AnyRow) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            id: row.try_get("id")?,
+            job: Job {
+                id: row.try_get("job_id")?,
+                name: row.try_get("job_name")?,
+                args: row.try_get("args")?,
+                kwargs: row.try_get("kwargs")?,
+                enqueued_at: Some(Timestamp(row.try_get("enqueued_at")?)),
+                is_tracked: true,
+            },
+            queue: row.try_get("queue")?,
+            group: row.try_get("message_group")?,
+            not_before: Timestamp(row.try_get("not_before")?),
+            send_number: row.try_get("send_number")?,
+            body: row.try_get("body")?,
+            tries: row.try_get("tries")?,
+        })
+    }
+}
+
+impl Store {
+    /// Takes up to `limit` rows that are due within `ahead_ms` milliseconds and that no other
+    /// sender holds.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn take_outbox(
+        &self,
+        limit: u32,
+        ahead_ms: i64,
+    ) -> Result<Vec<OutboxRow>, StoreError> {
+        self.within("take rows of the outbox", async {
+            let mut write = self.begin().await?;
+            let statement = format!(
+                "UPDATE {{p}}outbox SET taken_until = {{now}} + {TAKEN_FOR_MS}, tries = tries + 1 \
+                 WHERE id IN (SELECT id FROM {{p}}outbox \
+                 WHERE not_before <= {{now}} + $1 AND taken_until <= {{now}} \
+                 ORDER BY not_before, id LIMIT $2 {{skip_locked}}) RETURNING {COLUMNS}"
+            );
+            let rows = sqlx::query(self.sql(&statement))
+                .bind(ahead_ms)
+                .bind(i64::from(limit))
+                .fetch_all(&mut *write.tx)
+                .await?;
+            let rows = rows.iter().map(OutboxRow::read).collect::<Result<Vec<_>, _>>()?;
+            write.tx.commit().await?;
+            Ok(rows)
+        })
+        .await
+    }
+
+    /// Notes rows as sent: they leave the outbox, and their jobs keep the number of the send.
+    ///
+    /// # Errors
+    /// The database failed; the rows will be sent once more, and run once.
+    pub async fn outbox_sent(&self, ids: &[i64]) -> Result<(), StoreError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        self.within("note what was sent", async {
+            let mut write = self.begin().await?;
+            let list = placeholders(1, ids.len());
+            for statement in [
+                format!(
+                    "UPDATE {{p}}jobs SET sent_at = {{now}}, sends = sends + 1 WHERE id IN \
+                     (SELECT job_id FROM {{p}}outbox WHERE body IS NULL AND id IN {list})"
+                ),
+                format!("DELETE FROM {{p}}outbox WHERE id IN {list}"),
+            ] {
+                let mut query = sqlx::query(self.sql(&statement));
+                for id in ids {
+                    query = query.bind(*id);
+                }
+                query.execute(&mut *write.tx).await?;
+            }
+            write.tx.commit().await
+        })
+        .await
+    }
+
+    /// Notes that a row could not be sent now, and leaves it alone for `wait_ms` milliseconds.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn outbox_failed(
+        &self,
+        id: i64,
+        error: &str,
+        wait_ms: i64,
+    ) -> Result<(), StoreError> {
+        let query = sqlx::query(
+            self.sql("UPDATE {p}outbox SET error = $1, taken_until = {now} + $2 WHERE id = $3"),
+        )
+        .bind(error.to_owned())
+        .bind(wait_ms)
+        .bind(id);
+        self.within("note what was not sent", query.execute(&self.inner.pool)).await.map(|_| ())
+    }
+
+    /// Sets a row aside that can never be sent: its job fails, and the dead list keeps it.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn outbox_undeliverable(
+        &self,
+        id: i64,
+        dead: &DeadMessage,
+    ) -> Result<(), StoreError> {
+        self.within("set an outbox row aside", async {
+            let mut write = self.begin().await?;
+            let now: i64 =
+                sqlx::query_scalar(self.sql("SELECT {now}")).fetch_one(&mut *write.tx).await?;
+            let deleted = sqlx::query(self.sql("DELETE FROM {p}outbox WHERE id = $1"))
+                .bind(id)
+                .execute(&mut *write.tx)
+                .await?;
+            if deleted.rows_affected() > 0 {
+                sqlx::query(self.sql(
+                    "UPDATE {p}jobs SET status = 'FAILURE', error = $1, \
+                     error_kind = 'undeliverable', finished_at = {now}, updated_at = {now}, \
+                     retry_at = NULL WHERE id = $2 AND status IN ('PENDING', 'RETRY')",
+                ))
+                .bind(&dead.reason)
+                .bind(&dead.job_id)
+                .execute(&mut *write.tx)
+                .await?;
+                self.insert_dead(&mut write, dead, now).await?;
+            }
+            write.tx.commit().await
+        })
+        .await
+    }
+}

@@ -1,0 +1,227 @@
+//! Path 1, step 3: keeps every message that the worker holds invisible until it is settled, and
+//! tells when that can't be done.
+//!
+//! A message is held from the moment of its receipt, also while it waits for the database. Its
+//! visibility timeout is extended before half of it is gone, never past 12 hours from receipt.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, watch};
+use tracing::{debug, warn};
+
+use crate::broker::{
+    Broker, Delivery, EntryError, MAX_BATCH, MAX_VISIBILITY_TIMEOUT_SECS, Queue, Receipt,
+};
+use crate::outage::Outage;
+use crate::sandbox::Stop;
+
+/// All messages that one worker holds.
+pub(crate) struct Leases {
+    broker: Arc<dyn Broker>,
+    lease: Duration,
+    held: Mutex<HashMap<u64, Held>>,
+    next: AtomicU64,
+}
+
+/// One message that is held.
+struct Held {
+    queue: Arc<Queue>,
+    receipt: Receipt,
+    received_at: Instant,
+    /// When it becomes visible unless it is extended before: counted from before the call that
+    /// set it, so never too late.
+    expires_at: Instant,
+    stop: watch::Sender<Option<Stop>>,
+    /// Locked while an extension is under way, so that it can't undo a settlement.
+    turn: Arc<AsyncMutex<()>>,
+}
+
+/// The hold on one message. Dropped, the message is left alone and becomes visible in time.
+pub(crate) struct Lease {
+    leases: Arc<Leases>,
+    key: u64,
+    stop: watch::Sender<Option<Stop>>,
+}
+
+impl Leases {
+    pub(crate) fn new(broker: Arc<dyn Broker>, lease: Duration) -> Arc<Self> {
+        Arc::new(Self { broker, lease, held: Mutex::default(), next: AtomicU64::new(0) })
+    }
+
+    /// How long a message is held at a time.
+    pub(crate) fn lease(&self) -> Duration {
+        self.lease
+    }
+
+    /// Holds a delivery that was received with this lease as its visibility timeout.
+    pub(crate) fn hold(self: &Arc<Self>, queue: &Arc<Queue>, delivery: &Delivery) -> Lease {
+        let key = self.next.fetch_add(1, Ordering::Relaxed);
+        let stop = watch::channel(None).0;
+        let held = Held {
+            queue: queue.clone(),
+            receipt: delivery.receipt.clone(),
+            received_at: delivery.received_at,
+            expires_at: delivery.received_at + self.lease,
+            stop: stop.clone(),
+            turn: Arc::default(),
+        };
+        self.lock().insert(key, held);
+        Lease { leases: self.clone(), key, stop }
+    }
+
+    /// Stops every attempt that is under way, for this reason.
+    pub(crate) fn stop_all(&self, stop: Stop) {
+        for held in self.lock().values() {
+            held.stop.send_if_modified(|current| {
+                let is_first = current.is_none();
+                *current = current.or(Some(stop));
+                is_first
+            });
+        }
+    }
+
+    /// How many messages are held.
+    pub(crate) fn count(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Extends what is held, for ever. Looks about sixteen times in a lease, so that an extension
+    /// that fails is tried again several times before the message is lost.
+    pub(crate) async fn keep(self: Arc<Self>) {
+        let pause = (self.lease / 16).clamp(Duration::from_millis(50), Duration::from_secs(5));
+        let outage = Outage::new("extend visibility timeouts");
+        loop {
+            tokio::time::sleep(pause).await;
+            self.give_up_what_is_lost();
+            for (queue, group) in self.due() {
+                let leases = self.clone();
+                let outage = outage.clone();
+                // Queues and batches side by side: one that stalls does not cost the others
+                // their leases. What is still under way is skipped by the next look.
+                tokio::spawn(async move { leases.extend(&queue, group, &outage).await });
+            }
+        }
+    }
+
+    /// Stops the attempts whose message is about to become visible.
+    fn give_up_what_is_lost(&self) {
+        let margin = (self.lease / 10).min(Duration::from_secs(2));
+        let mut lost = 0;
+        self.lock().retain(|_, held| {
+            let is_alive = held.expires_at > Instant::now() + margin;
+            if !is_alive {
+                lost += 1;
+                held.stop.send_replace(Some(Stop::LeaseLost));
+            }
+            is_alive
+        });
+        if lost > 0 {
+            warn!(lost, "lost the lease of {lost} message(s); their attempts are stopped and store nothing");
+        }
+    }
+
+    /// The messages whose lease has 60% or less left, in batches of one queue.
+    #[allow(clippy::type_complexity)]
+    fn due(&self) -> Vec<(Arc<Queue>, Vec<(u64, Receipt, Duration, OwnedMutexGuard<()>)>)> {
+        let mut batches: Vec<(Arc<Queue>, Vec<_>)> = Vec::new();
+        for (key, held) in self.lock().iter() {
+            let now = Instant::now();
+            if held.expires_at.saturating_duration_since(now) > self.lease.mul_f64(0.6) {
+                continue;
+            }
+            let most = Duration::from_secs(u64::from(MAX_VISIBILITY_TIMEOUT_SECS));
+            let left = most.saturating_sub(now.duration_since(held.received_at));
+            // Less than a second can't be asked for; the lease runs out, as it must.
+            let extension = self.lease.min(left);
+            if extension.as_secs() == 0 || held.expires_at >= held.received_at + most {
+                continue;
+            }
+            let Ok(turn) = held.turn.clone().try_lock_owned() else { continue };
+            let entry = (*key, held.receipt.clone(), extension, turn);
+            match batches
+                .iter_mut()
+                .find(|(queue, batch)| *queue == held.queue && batch.len() < MAX_BATCH)
+            {
+                Some((_, batch)) => batch.push(entry),
+                None => batches.push((held.queue.clone(), vec![entry])),
+            }
+        }
+        batches
+    }
+
+    async fn extend(
+        &self,
+        queue: &Queue,
+        group: Vec<(u64, Receipt, Duration, OwnedMutexGuard<()>)>,
+        outage: &Outage,
+    ) {
+        let asked_at = Instant::now();
+        let changes: Vec<(Receipt, u32)> = group
+            .iter()
+            .map(|(_, receipt, extension, _)| {
+                (receipt.clone(), u32::try_from(extension.as_secs()).unwrap_or(u32::MAX))
+            })
+            .collect();
+        let results = match self.broker.set_visibility(queue, &changes).await {
+            Ok(results) => results,
+            Err(error) => return outage.note(&error),
+        };
+        outage.over();
+        for ((key, _, extension, _turn), result) in group.into_iter().zip(results) {
+            match result {
+                Ok(()) => {
+                    if let Some(held) = self.lock().get_mut(&key) {
+                        held.expires_at = asked_at + Duration::from_secs(extension.as_secs());
+                    }
+                }
+                Err(EntryError::Transient(reason)) => debug!("an extension failed: {reason}"),
+                Err(error) => {
+                    if let Some(held) = self.lock().remove(&key) {
+                        warn!(queue = %queue.name, "lost a lease: {error}; its attempt is stopped");
+                        held.stop.send_replace(Some(Stop::LeaseLost));
+                    }
+                }
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Lease {
+    /// Tells when and why the attempt must stop.
+    pub(crate) fn stopped(&self) -> watch::Receiver<Option<Stop>> {
+        self.stop.subscribe()
+    }
+
+    /// Stops the attempt.
+    pub(crate) fn stop(&self, stop: Stop) {
+        self.stop.send_replace(Some(stop));
+    }
+
+    /// Whether the message is still ours.
+    pub(crate) fn is_held(&self) -> bool {
+        self.leases.lock().contains_key(&self.key)
+    }
+
+    /// Ends the hold, so that the message can be settled: waits for an extension that is under
+    /// way, and lets none begin.
+    pub(crate) async fn end(self) {
+        let turn = self.leases.lock().get(&self.key).map(|held| held.turn.clone());
+        if let Some(turn) = turn {
+            let _turn = turn.lock().await;
+            self.leases.lock().remove(&self.key);
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.leases.lock().remove(&self.key);
+    }
+}

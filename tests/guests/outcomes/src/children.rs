@@ -1,0 +1,95 @@
+//! Jobs that talk to the host while they run.
+
+use std::time::Duration;
+
+use sqjobs_sdk::prelude::*;
+
+/// `add_children N [--kwarg name=.. queue=.. delay_ms=.. at_once=.. fail=..]`: adds so many jobs
+/// (`counter` by itself), returns their ids, or fails after the adding.
+#[derive(Default)]
+pub(crate) struct AddChildren;
+
+#[derive(Deserialize)]
+struct Children {
+    #[serde(default = "counter")]
+    name: String,
+    queue: Option<String>,
+    delay_ms: Option<u64>,
+    #[serde(default)]
+    at_once: bool,
+    #[serde(default)]
+    fail: bool,
+}
+
+fn counter() -> String {
+    "counter".to_owned()
+}
+
+impl Job for AddChildren {
+    const NAME: &str = "add_children";
+
+    fn run(&mut self, call: &Call) -> Result<impl Serialize> {
+        let count: u32 = call.arg(0)?;
+        let children: Children = call.kwargs()?;
+        let mut ids = Vec::new();
+        for number in 0..count {
+            let mut child = NewJob::new(&children.name).arg(number.to_string());
+            if let Some(queue) = &children.queue {
+                child = child.queue(queue);
+            }
+            if let Some(ms) = children.delay_ms {
+                child = child.delay(Duration::from_millis(ms));
+            }
+            if children.at_once {
+                child = child.at_once();
+            }
+            ids.push(add_job(child)?);
+        }
+        if children.fail {
+            return Err(Failure::permanent("failed after the adding"));
+        }
+        Ok(ids)
+    }
+}
+
+/// `progress_job STEPS`: tells so many steps of progress, then a share out of range and one that
+/// is no number.
+#[derive(Default)]
+pub(crate) struct ProgressJob;
+
+impl Job for ProgressJob {
+    const NAME: &str = "progress_job";
+
+    fn run(&mut self, call: &Call) -> Result<impl Serialize> {
+        let steps: u32 = call.arg(0)?;
+        for step in 1..=steps {
+            let message = format!("step {step} of {steps}");
+            progress(f64::from(step) / f64::from(steps), message.as_str());
+        }
+        progress(7.0, "beyond the end");
+        progress(f64::NAN, None);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn children_are_added_as_told() {
+        let outcome = testing::attempt::<AddChildren>().arg(2).kwarg("queue", "q").run();
+        assert_eq!(outcome.result::<Vec<String>>().len(), 2);
+        assert_eq!(outcome.added_jobs()[1].args, "[\"1\"]");
+        assert_eq!(outcome.added_jobs()[1].queue.as_deref(), Some("q"));
+        let outcome = testing::attempt::<AddChildren>().arg(2).kwarg("fail", true).run();
+        assert!(outcome.added_jobs().is_empty());
+    }
+
+    #[test]
+    fn progress_is_told_step_by_step() {
+        let outcome = testing::attempt::<ProgressJob>().arg(2).run();
+        let fractions: Vec<_> = outcome.progress().iter().map(|(fraction, _)| *fraction).collect();
+        assert_eq!(fractions, [0.5, 1.0, 1.0]);
+    }
+}

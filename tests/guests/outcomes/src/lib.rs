@@ -1,0 +1,49 @@
+//! Jobs that end in every way a host must know, for the host's tests. What a job is told comes as
+//! positional arguments; stages have their WIT names (`set-up`, `run`, ...).
+
+mod children;
+mod failures;
+mod look_around;
+mod options;
+mod resources;
+mod results;
+mod stages;
+mod traps;
+
+use children::{AddChildren, ProgressJob};
+use failures::{FailIn, FailPermanent, FailRetryAfter, FailTransient, FailUntil, NulError};
+use look_around::LookAround;
+use options::{Described, Hurried, SlowUnrecorded, Unrecorded};
+use resources::{Allocate, Print, SleepMs, Spin};
+use results::{BadResult, BigResult, NoResult, NulResult};
+use stages::{Counter, Stages};
+use traps::{Exit, PanicJob, TrapIn};
+
+sqjobs_sdk::export!(
+    AddChildren,
+    Allocate,
+    BadResult,
+    BigResult,
+    Counter,
+    Described,
+    Exit,
+    FailIn,
+    FailPermanent,
+    FailRetryAfter,
+    FailTransient,
+    FailUntil,
+    Hurried,
+    LookAround,
+    NoResult,
+    NulError,
+    NulResult,
+    PanicJob,
+    Print,
+    ProgressJob,
+    SleepMs,
+    SlowUnrecorded,
+    Spin,
+    Stages,
+    TrapIn,
+    Unrecorded,
+);

@@ -1,0 +1,162 @@
+//! Configuration: file < environment < flags, and where files lie.
+
+use support::{Pair, Project, Setup, WorkerProcess, servers};
+
+/// The queue under which a job is added, which tells where it went.
+fn add_and_find(project: &Project, args: &[&str]) -> Option<i32> {
+    let id = project.run(&["add", "adder_job", "1"]).ok().line().to_owned();
+    project.run(&[&["status", &id][..], args].concat()).code
+}
+
+#[test]
+fn the_file_is_weaker_than_the_environment_and_that_than_a_flag() {
+    let mut project = Project::with_guests(&["adder"]);
+    let exists = |project: &Project, folder: &str| project.folder().join(folder).is_dir();
+    project.write("sqjobs.toml", "data-dir = \"by-file\"\n");
+    let _ = project.run(&["add", "adder_job", "1"]).ok();
+    assert!(exists(&project, "by-file"));
+
+    project.set("SQJOBS_DATA_DIR", "by-environment");
+    let _ = project.run(&["add", "adder_job", "1"]).ok();
+    assert!(exists(&project, "by-environment"));
+
+    let _ = project.run(&["add", "adder_job", "1", "--data-dir", "by-flag"]).ok();
+    assert!(exists(&project, "by-flag"));
+}
+
+#[test]
+fn the_file_is_found_in_the_folders_above_and_its_paths_are_relative_to_it() {
+    let project = Project::with_guests(&["adder"]);
+    project.write("sqjobs.toml", "jobs-dir = \"jobs\"\n");
+    let below = project.folder().join("deep/below");
+    std::fs::create_dir_all(&below).unwrap();
+    let mut command = project.command(&["add", "adder_job", "1"]);
+    command.current_dir(&below);
+    let id = support::Output::of(command).ok().line().to_owned();
+    assert!(!below.join(".sqjobs").exists());
+    let _ = project.run(&["status", &id]).ok();
+}
+
+#[test]
+fn two_data_folders_are_two_databases() {
+    let project = Project::with_guests(&["adder"]);
+    assert_eq!(add_and_find(&project, &[]), Some(0));
+    assert_eq!(add_and_find(&project, &["--data-dir", "elsewhere"]), Some(1));
+}
+
+#[test]
+fn all_faults_of_the_file_are_told_at_once() {
+    let project = Project::with_guests(&["adder"]);
+    project.write(
+        "sqjobs.toml",
+        "concurency = 4\nbroker = \"rabbit\"\njobs-dir = 7\n[jobs.adder_job]\nrecord = \"yes\"\ntimeout = \"soon\"\nretires = 3\n",
+    );
+    let output = project.run(&["list"]).exits(2);
+    output.is_a_sentence().says(&[
+        "sqjobs.toml",
+        "concurency",
+        "concurrency",
+        "rabbit",
+        "jobs-dir",
+        "record",
+        "soon",
+        "retires",
+    ]);
+}
+
+#[test]
+fn a_file_that_is_no_toml_is_named_with_the_line() {
+    let project = Project::with_guests(&["adder"]);
+    project.write("sqjobs.toml", "broker = \"local\"\nthis is nonsense\n");
+    project.run(&["list"]).exits(2).is_a_sentence().says(&["sqjobs.toml", "2"]);
+}
+
+#[test]
+fn every_flag_has_a_variable_that_is_checked_like_it() {
+    for (name, value) in [
+        ("SQJOBS_BROKER", "rabbit"),
+        ("SQJOBS_CONCURRENCY", "many"),
+        ("SQJOBS_DATABASE", "mysql://x"),
+        ("SQJOBS_LOG_LEVEL", "loud"),
+        ("SQJOBS_LOG_FORMAT", "xml"),
+        ("SQJOBS_OUTPUT", "xml"),
+    ] {
+        let mut project = Project::with_guests(&["adder"]);
+        project.set(name, value);
+        let output = project.run(&["worker", "q"]).exits(2);
+        output.is_a_sentence().says(&[value.split(':').next().unwrap()]);
+    }
+    let mut project = Project::with_guests(&["adder"]);
+    project.set("SQJOBS_CONFIG", "missing.toml");
+    project.run(&["list"]).exits(2).is_a_sentence().says(&["missing.toml"]);
+}
+
+#[test]
+fn an_sqs_endpoint_without_a_chosen_broker_asks_for_it() {
+    let mut project = Project::with_guests(&["adder"]);
+    let url = "https://sqs.us-east-1.amazonaws.com/123456789012/my_queue";
+    project.run(&["worker", url]).exits(2).is_a_sentence().says(&["--broker"]);
+    project.set("AWS_ENDPOINT_URL", &servers::sqs_url());
+    project
+        .run(&["worker", "my_queue"])
+        .exits(2)
+        .is_a_sentence()
+        .says(&["--broker", "AWS_ENDPOINT_URL"]);
+    let _ = project.run(&["add", "adder_job", "1", "--broker", "local"]).ok();
+}
+
+#[test]
+fn a_queue_can_be_given_by_url() {
+    let setup = Setup::new(Pair::SqliteSqs, &["adder"]);
+    let mut worker = setup.project.worker(&[setup.sqs().url.as_str()]);
+    let id = setup
+        .run(&["add", "adder_job", "1", "2", "--queue", &setup.sqs().url])
+        .ok()
+        .line()
+        .to_owned();
+    let row = setup.wait_for_status(&id, "SUCCESS");
+    assert_eq!(row.text("queue"), setup.queue);
+    assert_eq!(worker.terminate(), Some(0));
+}
+
+#[test]
+fn the_worker_s_first_line_names_config_database_and_broker() {
+    let project = Project::with_guests(&["adder"]);
+    let file = project.write("sqjobs.toml", "");
+    let mut worker: WorkerProcess = project.worker(&["q"]);
+    worker.wait_until_ready();
+    let first = worker.log().remove(0);
+    assert!(first.contains(&file.display().to_string()), "{first}");
+    assert!(first.contains(".sqjobs") && first.contains("sqlite"), "{first}");
+    assert!(first.contains("local"), "{first}");
+    assert_eq!(worker.terminate(), Some(0));
+}
+
+#[test]
+fn several_jobs_folders_serve_together() {
+    let project = Project::with_guests(&["adder"]);
+    let other = project.folder().join("more");
+    std::fs::create_dir(&other).unwrap();
+    std::fs::copy(servers::guest("samples"), other.join("samples.wasm")).unwrap();
+    let jobs =
+        project.run(&["jobs", "--output", "json", "--jobs-dir", "jobs", "--jobs-dir", "more"]).ok();
+    assert!(jobs.stdout.contains("adder_job") && jobs.stdout.contains("echo_job"), "{jobs}");
+    project.write("sqjobs.toml", "jobs-dir = [\"jobs\", \"more\"]\n");
+    let by_file = project.run(&["jobs", "--output", "json"]).ok();
+    assert_eq!(jobs.stdout, by_file.stdout);
+}
+
+#[test]
+fn a_database_password_may_come_from_a_file() {
+    let setup = Setup::new(Pair::PostgresSqs, &["adder"]);
+    let file = setup.project.write("password", "hunter2secret\n").display().to_string();
+    let _ = setup.run(&["list", "--database-password-file", &file]).ok();
+
+    let unreachable = "postgres://nobody@127.0.0.1:1/none";
+    let output =
+        setup.run(&["list", "--database", unreachable, "--database-password-file", &file]).exits(1);
+    assert!(!output.is_a_sentence().stderr.contains("hunter2secret"), "{output}");
+
+    let missing = setup.run(&["list", "--database-password-file", "missing"]).exits(2);
+    missing.is_a_sentence().says(&["missing"]);
+}

@@ -1,0 +1,41 @@
+//! Tests of the whole: the real binary against real servers. One file per behaviour; `scripts/test`
+//! starts the servers and says where they are.
+#![allow(clippy::unwrap_used, reason = "what fails here fails its test")]
+
+/// Makes of each function a test per pair of database and broker: `rule::embedded`,
+/// `rule::sqlite_and_sqs` and `rule::postgres_and_sqs`. The function is told the pair.
+macro_rules! on_every_pair {
+    ($($(#[doc = $doc:literal])* fn $rule:ident($pair:ident) $body:block)+) => {$(
+        $(#[doc = $doc])*
+        mod $rule {
+            #[allow(unused_imports, reason = "not every rule needs all of the file's imports")]
+            use super::*;
+
+            fn holds($pair: support::Pair) $body
+
+            #[test]
+            fn embedded() {
+                holds(support::Pair::Embedded);
+            }
+
+            #[test]
+            fn sqlite_and_sqs() {
+                holds(support::Pair::SqliteSqs);
+            }
+
+            #[test]
+            fn postgres_and_sqs() {
+                holds(support::Pair::PostgresSqs);
+            }
+        }
+    )+};
+}
+
+mod cli;
+mod config;
+mod lifecycle;
+mod message_path;
+mod migrate;
+mod modules;
+mod old_producers;
+mod shutdown;

@@ -1,0 +1,296 @@
+//! The pairs of database and broker that everything has to work on.
+
+use std::path::PathBuf;
+
+use sqlx::Connection as _;
+
+use crate::host::{Json, Output};
+use crate::project::Project;
+use crate::servers::{self, RUNTIME};
+use crate::sqs::{CREDENTIALS, SqsQueue};
+use crate::wait;
+use crate::worker::WorkerProcess;
+
+/// A database and a broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pair {
+    /// SQLite and the embedded queue: what a newcomer has.
+    Embedded,
+    /// SQLite and SQS.
+    SqliteSqs,
+    /// PostgreSQL and SQS.
+    PostgresSqs,
+}
+
+/// A project on one of the pairs, with a queue and a database of its own.
+#[derive(Debug)]
+pub struct Setup {
+    /// Which pair.
+    pub pair: Pair,
+    /// Its folder; runs of the host in it use the pair.
+    pub project: Project,
+    /// Its queue.
+    pub queue: String,
+    sqs: Option<SqsQueue>,
+    schema: Option<String>,
+}
+
+impl Setup {
+    /// A project with these guests, migrated and ready for a worker.
+    ///
+    /// # Panics
+    /// A server is missing, or the database can't be migrated.
+    #[must_use]
+    pub fn new(pair: Pair, guests: &[&str]) -> Self {
+        let setup = Self::not_migrated(pair, guests);
+        if pair == Pair::PostgresSqs {
+            let _ = setup.run(&["migrate"]).ok();
+        }
+        setup
+    }
+
+    /// Like [`Self::new`], with an empty database.
+    ///
+    /// # Panics
+    /// A server is missing.
+    #[must_use]
+    pub fn not_migrated(pair: Pair, guests: &[&str]) -> Self {
+        let mut project = Project::with_guests(guests);
+        let mut schema = None;
+        if pair == Pair::PostgresSqs {
+            let name = servers::unique("schema");
+            project.set("SQJOBS_DATABASE", &servers::database_url());
+            project.set("SQJOBS_SCHEMA", &name);
+            schema = Some(name);
+        }
+        if pair == Pair::Embedded {
+            return Self { pair, project, queue: servers::unique("queue"), sqs: None, schema };
+        }
+        project.set("SQJOBS_BROKER", "sqs");
+        project.set("AWS_ENDPOINT_URL", &servers::sqs_url());
+        for (name, value) in CREDENTIALS {
+            project.set(name, value);
+        }
+        let sqs = SqsQueue::unique();
+        Self { pair, project, queue: sqs.name.clone(), sqs: Some(sqs), schema }
+    }
+
+    /// The queue on the SQS server.
+    ///
+    /// # Panics
+    /// The pair has none.
+    #[must_use]
+    pub fn sqs(&self) -> &SqsQueue {
+        self.sqs.as_ref().expect("the pair has an SQS server")
+    }
+
+    /// The PostgreSQL schema.
+    ///
+    /// # Panics
+    /// The pair has none.
+    #[must_use]
+    pub fn schema(&self) -> &str {
+        self.schema.as_ref().expect("the pair has a PostgreSQL database")
+    }
+
+    /// Runs the binary to its end.
+    #[must_use]
+    pub fn run<S: AsRef<str>>(&self, args: &[S]) -> Output {
+        self.project.run(args)
+    }
+
+    /// Starts a worker on the queue, with these arguments besides.
+    #[must_use]
+    pub fn worker(&self, args: &[&str]) -> WorkerProcess {
+        self.project.worker(&[&[self.queue.as_str()], args].concat())
+    }
+
+    /// Adds a job on the queue, with these arguments besides, and returns its id.
+    #[must_use]
+    pub fn add(&self, args: &[&str]) -> String {
+        let args = [&["add", "--queue", self.queue.as_str()], args].concat();
+        self.run(&args).ok().line().to_owned()
+    }
+
+    /// Puts a body on the queue as it is, as a producer of any kind would, and returns the id
+    /// of its message.
+    ///
+    /// # Panics
+    /// The queue does not take it.
+    pub fn send_body(&self, body: &str) -> String {
+        match &self.sqs {
+            Some(sqs) => sqs.send(body),
+            None => {
+                RUNTIME.block_on(embedded::send(&self.embedded_queue_file(), &self.queue, body))
+            }
+        }
+    }
+
+    /// What `status` prints of a job; `None` when it is not known.
+    #[must_use]
+    pub fn status(&self, id: &str) -> Option<Json> {
+        let output = self.run(&["status", "--output", "json", "--", id]);
+        if output.code == Some(1) {
+            return None;
+        }
+        Some(output.ok().json())
+    }
+
+    /// Waits until the job has this status, and returns what `status` then prints.
+    ///
+    /// # Panics
+    /// It does not get there; the message shows what was printed last.
+    #[must_use]
+    pub fn wait_for_status(&self, id: &str, status: &str) -> Json {
+        self.wait_for_row(id, status, |row| row.text("status") == status)
+    }
+
+    /// Waits until what `status` prints of a job is as it should be, and returns it.
+    ///
+    /// # Panics
+    /// It does not get there; the message shows what was printed last.
+    #[must_use]
+    pub fn wait_for_row(&self, id: &str, what: &str, is_so: impl Fn(&Json) -> bool) -> Json {
+        let mut last = None;
+        let found = wait::within(wait::DEADLINE, || {
+            last = self.status(id);
+            last.clone().filter(&is_so)
+        });
+        found.unwrap_or_else(|| {
+            panic!(
+                "job {id} does not get to {what}; last: {}",
+                last.map_or("unknown".into(), |row| row.to_string())
+            )
+        })
+    }
+
+    /// Waits until the dead list holds this many entries, and returns them, newest first.
+    ///
+    /// # Panics
+    /// It does not get there; the message shows what was printed last.
+    #[must_use]
+    pub fn wait_for_dead(&self, count: usize) -> Vec<Json> {
+        let mut last = Vec::new();
+        let found = wait::within(wait::DEADLINE, || {
+            last = self.dead();
+            (last.len() >= count).then(|| last.clone())
+        });
+        let found = found.unwrap_or_else(|| panic!("{count} dead are awaited; there are {last:?}"));
+        assert_eq!(found.len(), count, "{found:?}");
+        found
+    }
+
+    /// The dead list.
+    #[must_use]
+    pub fn dead(&self) -> Vec<Json> {
+        self.run(&["dead", "list", "--output", "json"]).ok().json_lines()
+    }
+
+    /// Waits until the queue holds no message at all.
+    ///
+    /// # Panics
+    /// It does not get there.
+    pub fn wait_until_drained(&self) {
+        wait::until_true("an empty queue", || self.depth() == [0, 0, 0]);
+    }
+
+    /// Messages in the queue: those that can be received, those in flight, and those delayed.
+    #[must_use]
+    pub fn depth(&self) -> [u64; 3] {
+        match &self.sqs {
+            Some(sqs) => sqs.depth(),
+            None => RUNTIME.block_on(embedded::depth(&self.embedded_queue_file(), &self.queue)),
+        }
+    }
+
+    /// A table or view of ours as SQL names it here: `job_status` may be `schema.job_status`.
+    #[must_use]
+    pub fn table(&self, name: &str) -> String {
+        match &self.schema {
+            Some(schema) => format!("\"{schema}\".{name}"),
+            None => format!("sqjobs_{name}"),
+        }
+    }
+
+    /// The only value of a query's only row, read past the host.
+    ///
+    /// # Panics
+    /// The query fails, or finds no row.
+    #[must_use]
+    pub fn query<T>(&self, sql: &str) -> T
+    where
+        T: Send + Unpin + for<'r> sqlx::Decode<'r, sqlx::Any> + sqlx::Type<sqlx::Any> + 'static,
+    {
+        RUNTIME.block_on(async {
+            let mut connection = self.connect().await;
+            let query = sqlx::query_scalar::<_, T>(sqlx::AssertSqlSafe(sql.to_owned()));
+            let value = query.fetch_one(&mut connection).await.unwrap();
+            connection.close().await.unwrap();
+            value
+        })
+    }
+
+    /// Runs statements past the host.
+    ///
+    /// # Panics
+    /// One fails.
+    pub fn execute(&self, sql: &str) {
+        RUNTIME.block_on(async {
+            let mut connection = self.connect().await;
+            sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned()))
+                .execute(&mut connection)
+                .await
+                .unwrap();
+            connection.close().await.unwrap();
+        });
+    }
+
+    async fn connect(&self) -> sqlx::AnyConnection {
+        sqlx::any::install_default_drivers();
+        let url = match self.pair {
+            Pair::PostgresSqs => servers::database_url(),
+            _ => format!("sqlite:{}", self.sqlite_file().display()),
+        };
+        sqlx::AnyConnection::connect(&url).await.unwrap()
+    }
+
+    fn sqlite_file(&self) -> PathBuf {
+        self.project.folder().join(".sqjobs/sqjobs.db")
+    }
+
+    fn embedded_queue_file(&self) -> PathBuf {
+        self.project.folder().join(".sqjobs/sqjobs.db")
+    }
+}
+
+/// The embedded queue, used through the library as another process of the machine would.
+mod embedded {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use sqjobs::broker::local::LocalBroker;
+    use sqjobs::broker::{Broker as _, OutgoingMessage};
+
+    pub async fn send(file: &Path, queue: &str, body: &str) -> String {
+        let broker = LocalBroker::open(file).await.unwrap();
+        let queue = broker.queue(queue).await.unwrap();
+        let message = OutgoingMessage {
+            body: body.to_owned(),
+            attributes: BTreeMap::new(),
+            delay_secs: 0,
+            group: None,
+            deduplication_id: None,
+        };
+        let sent = broker.send(&queue, &[message]).await.unwrap().remove(0).unwrap();
+        broker.close().await;
+        sent
+    }
+
+    pub async fn depth(file: &Path, queue: &str) -> [u64; 3] {
+        let broker = LocalBroker::open(file).await.unwrap();
+        let queue = broker.queue(queue).await.unwrap();
+        let depth = broker.depth(&queue).await.unwrap();
+        broker.close().await;
+        [depth.visible, depth.in_flight, depth.delayed]
+    }
+}

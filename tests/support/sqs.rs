@@ -1,0 +1,109 @@
+//! The SQS server spoken to directly, past the host.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use aws_sdk_sqs::Client;
+use aws_sdk_sqs::config::{BehaviorVersion, Credentials, Region};
+use aws_sdk_sqs::types::{Message, QueueAttributeName};
+
+use crate::servers::{self, RUNTIME};
+
+/// Access key, secret and region that the tests use everywhere. The server takes any.
+pub const CREDENTIALS: [(&str, &str); 3] =
+    [("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test"), ("AWS_REGION", "us-east-1")];
+
+static CLIENT: LazyLock<Client> = LazyLock::new(|| client(&servers::sqs_url()));
+
+/// A client of the SQS server at `endpoint`.
+#[must_use]
+pub fn client(endpoint: &str) -> Client {
+    let config = aws_sdk_sqs::Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::new("us-east-1"))
+        .credentials_provider(Credentials::new("test", "test", None, None, "tests"))
+        .endpoint_url(endpoint)
+        .build();
+    Client::from_conf(config)
+}
+
+/// A queue on the SQS server.
+#[derive(Debug, Clone)]
+pub struct SqsQueue {
+    /// Its name.
+    pub name: String,
+    /// Its URL.
+    pub url: String,
+}
+
+impl SqsQueue {
+    /// Makes a queue with these attributes, such as `VisibilityTimeout`.
+    ///
+    /// # Panics
+    /// The server refuses.
+    #[must_use]
+    pub fn create(name: &str, attributes: &[(&str, &str)]) -> Self {
+        let attributes: HashMap<_, _> = attributes
+            .iter()
+            .map(|(name, value)| (QueueAttributeName::from(*name), (*value).to_owned()))
+            .collect();
+        let call = CLIENT.create_queue().queue_name(name).set_attributes(Some(attributes)).send();
+        let created = RUNTIME.block_on(call).unwrap();
+        Self { name: name.to_owned(), url: created.queue_url.unwrap() }
+    }
+
+    /// Makes a queue without attributes of its own, under a name that no other test uses.
+    #[must_use]
+    pub fn unique() -> Self {
+        Self::create(&servers::unique("queue"), &[])
+    }
+
+    /// Sends a body as it is, and returns the message's id.
+    ///
+    /// # Panics
+    /// The server refuses.
+    pub fn send(&self, body: &str) -> String {
+        let call = CLIENT.send_message().queue_url(&self.url).message_body(body).send();
+        RUNTIME.block_on(call).unwrap().message_id.unwrap()
+    }
+
+    /// Receives up to ten messages without waiting, and hides them for `visibility_secs`.
+    ///
+    /// # Panics
+    /// The server refuses.
+    #[must_use]
+    pub fn receive(&self, visibility_secs: i32) -> Vec<Message> {
+        let call = CLIENT
+            .receive_message()
+            .queue_url(&self.url)
+            .max_number_of_messages(10)
+            .visibility_timeout(visibility_secs)
+            .message_attribute_names("All")
+            .message_system_attribute_names("All".into())
+            .send();
+        RUNTIME.block_on(call).unwrap().messages.unwrap_or_default()
+    }
+
+    /// An attribute of the queue that is a number.
+    ///
+    /// # Panics
+    /// The server refuses, or it is none.
+    #[must_use]
+    pub fn count(&self, attribute: &str) -> u64 {
+        let attribute = QueueAttributeName::from(attribute);
+        let call = CLIENT
+            .get_queue_attributes()
+            .queue_url(&self.url)
+            .attribute_names(QueueAttributeName::All)
+            .send();
+        let attributes = RUNTIME.block_on(call).unwrap().attributes.unwrap();
+        attributes[&attribute].parse().unwrap()
+    }
+
+    /// Messages in it: those that can be received, those in flight, and those delayed.
+    #[must_use]
+    pub fn depth(&self) -> [u64; 3] {
+        ["", "NotVisible", "Delayed"]
+            .map(|part| self.count(&format!("ApproximateNumberOfMessages{part}")))
+    }
+}
