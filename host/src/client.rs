@@ -255,6 +255,7 @@ impl Client {
         request: JobRequest,
         known: Option<KnownJob>,
     ) -> Result<Added, AddError> {
+        let is_named = request.id.is_some();
         let id = match request.id {
             Some(id) => {
                 payload::check_text("id", &id, MAX_ID_BYTES)?;
@@ -294,6 +295,7 @@ impl Client {
         let not_before = (!request.delay.is_zero()).then(|| now.after(request.delay));
         // A job that records nothing has no row, unless somebody gave it an id to be known by.
         job.is_tracked = known.is_none_or(|known| known.records_result)
+            || is_named
             || !request.delay.is_zero();
         let new = NewJob { job, queue, group: request.group, not_before, parent_id: None, generation: 0 };
         check_size(sender, &new).await?;

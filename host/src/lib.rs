@@ -1,5 +1,6 @@
 //! x
 pub mod broker;
+pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod config;

@@ -31,6 +31,7 @@ macro_rules! on_every_pair {
     )+};
 }
 
+mod broker_contract;
 mod cli;
 mod config;
 mod lifecycle;

@@ -104,7 +104,8 @@ pub struct OutgoingMessage {
     pub delay_secs: u32,
     /// Message group. A FIFO queue needs one; there a message without gets its deduplication id.
     pub group: Option<String>,
-    /// FIFO only: sends with the same id within 5 minutes are one message.
+    /// FIFO only: sends with the same id within 5 minutes are one message. Without, none is
+    /// another's repetition.
     pub deduplication_id: Option<String>,
 }
 
@@ -162,7 +163,8 @@ pub trait Broker: Send + Sync + 'static {
         options: ReceiveOptions,
     ) -> Result<Vec<Delivery>, BrokerError>;
 
-    /// Sends up to 10 messages in one call, and tells the message id of each.
+    /// Sends up to 10 messages, and tells the message id of each. What the queue would never take
+    /// (too large, delayed too long) fails as an entry, before anything is sent.
     ///
     /// # Errors
     /// The whole call failed: any of the messages may still have been sent.
@@ -172,8 +174,9 @@ pub trait Broker: Send + Sync + 'static {
         messages: &[OutgoingMessage],
     ) -> Result<EntryResults<String>, BrokerError>;
 
-    /// Deletes up to 10 received messages. Deleting what is gone already is no error, and a
-    /// stale receipt may silently delete nothing: the fence in SQL decides, never this answer.
+    /// Deletes up to 10 received messages. Deleting what is gone, or with a stale receipt, deletes
+    /// nothing, which a broker may tell by [`EntryError::ReceiptExpired`] or not at all: the fence
+    /// in SQL decides, never this answer.
     ///
     /// # Errors
     /// The whole call failed.

@@ -190,16 +190,23 @@ impl Store {
     ) -> Result<std::collections::HashSet<String>, sqlx::Error> {
         let mut sorted: Vec<&FinishRequest> = requests.iter().collect();
         sorted.sort_by(|a, b| a.job.id.cmp(&b.job.id));
-        if self.dialect() == super::Dialect::Postgres {
-            let lock = format!(
-                "SELECT id FROM {{p}}jobs WHERE id IN {} ORDER BY id FOR UPDATE",
-                placeholders(1, sorted.len())
-            );
-            let mut query = sqlx::query(self.sql(&lock));
-            for request in &sorted {
-                query = query.bind(&request.job.id);
-            }
-            query.fetch_all(&mut *write.tx).await?;
+        let select = format!(
+            "SELECT id, token FROM {{p}}jobs WHERE id IN {} AND status = 'RUNNING' ORDER BY id \
+             {{for_update}}",
+            placeholders(1, sorted.len())
+        );
+        let mut query = sqlx::query(self.sql(&select));
+        for request in &sorted {
+            query = query.bind(&request.job.id);
+        }
+        let rows = query.fetch_all(&mut *write.tx).await?;
+        let owners = rows
+            .iter()
+            .map(|row| row.try_get("token"))
+            .collect::<Result<std::collections::HashSet<String>, _>>()?;
+        sorted.retain(|request| owners.contains(&request.token));
+        if sorted.is_empty() {
+            return Ok(std::collections::HashSet::new());
         }
         let update = format!(
             "WITH v (id, token, status, spent, result, error, error_kind, error_stage, backtrace, \
@@ -208,7 +215,7 @@ impl Store {
              result = v.result, error = v.error, error_kind = v.error_kind, \
              error_stage = v.error_stage, backtrace = v.backtrace, retry_at = v.retry_at, \
              finished_at = v.finished_at, duration_ms = v.duration_ms, updated_at = {now} \
-             FROM v WHERE j.id = v.id AND j.token = v.token RETURNING v.token AS token",
+             FROM v WHERE j.id = v.id AND j.token = v.token",
             placeholders(sorted.len(), 12)
         );
         let mut query = sqlx::query(self.sql(&update));
@@ -232,8 +239,8 @@ impl Store {
                 .bind(request.ending.is_final().then_some(now))
                 .bind(millis(request.duration));
         }
-        let rows = query.fetch_all(&mut *write.tx).await?;
-        rows.iter().map(|row| row.try_get("token")).collect()
+        query.execute(&mut *write.tx).await?;
+        Ok(sorted.iter().map(|request| request.token.clone()).collect())
     }
 
     async fn settle_attempts(

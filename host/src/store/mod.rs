@@ -194,6 +194,15 @@ pub enum Database {
 }
 
 impl Database {
+    /// The file of an SQLite database.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Sqlite { path, .. } => Some(path),
+            Self::Postgres { .. } => None,
+        }
+    }
+
     /// The database as people may see it: never with a password.
     #[must_use]
     pub fn label(&self) -> String {
@@ -292,6 +301,13 @@ impl Store {
     #[must_use]
     pub fn dialect(&self) -> Dialect {
         self.inner.dialect
+    }
+
+    /// The turn at writing to an SQLite file, to be shared with whatever else in this process
+    /// writes to the same one.
+    #[must_use]
+    pub fn writer(&self) -> Arc<Mutex<()>> {
+        self.inner.writer.clone()
     }
 
     /// Closes all connections, waiting for the statements that run.

@@ -59,12 +59,17 @@ impl Leases {
     /// Holds a delivery that was received with this lease as its visibility timeout.
     pub(crate) fn hold(self: &Arc<Self>, queue: &Arc<Queue>, delivery: &Delivery) -> Lease {
         let key = self.next.fetch_add(1, Ordering::Relaxed);
+        // The timeout began when the queue handed the message out: at the call's beginning at
+        // the earliest, but a long poll may have waited there. No answer is taken to have
+        // travelled for more than a third of a lease.
+        let now = Instant::now();
+        let begun = delivery.received_at.max(now.checked_sub(self.lease / 3).unwrap_or(now));
         let stop = watch::channel(None).0;
         let held = Held {
             queue: queue.clone(),
             receipt: delivery.receipt.clone(),
             received_at: delivery.received_at,
-            expires_at: delivery.received_at + self.lease,
+            expires_at: begun + self.lease,
             stop: stop.clone(),
             turn: Arc::default(),
         };
@@ -197,11 +202,6 @@ impl Lease {
     /// Tells when and why the attempt must stop.
     pub(crate) fn stopped(&self) -> watch::Receiver<Option<Stop>> {
         self.stop.subscribe()
-    }
-
-    /// Stops the attempt.
-    pub(crate) fn stop(&self, stop: Stop) {
-        self.stop.send_replace(Some(stop));
     }
 
     /// Whether the message is still ours.

@@ -1,8 +1,8 @@
 //! The embedded queue: the rules of SQS on SQLite, for one machine and any number of processes.
 //!
-//! [`open`] makes the database ready, [`queues`] keeps the queues themselves, [`send`],
-//! [`receive`] and [`settle`] carry a message through its life, [`groups`] keeps the order of
-//! FIFO queues, [`wake`] wakes receivers. Every call is one transaction that holds the write lock
+//! `open` makes the database ready, `queues` keeps the queues themselves, `send`,
+//! `receive` and `settle` carry a message through its life, `groups` keeps the order of
+//! FIFO queues, `wake` wakes receivers. Every call is one transaction that holds the write lock
 //! from its beginning (`BEGIN IMMEDIATE`), so none fails half-way for another writer.
 //!
 //! It exists to develop, test and run small, and never grows into a distributed queue.
@@ -211,5 +211,166 @@ fn is_same_file(path: &Path, database: &str) -> bool {
         (Ok(path), Ok(other)) => path == other,
         // Neither may exist yet: then only the same spelling is surely the same file.
         _ => path == Path::new(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::broker::EntryError;
+    use crate::clock::Timestamp;
+
+    /// A broker in a folder of its own, under a held clock.
+    struct Held {
+        broker: LocalBroker,
+        clock: Clock,
+        folder: PathBuf,
+    }
+
+    impl Held {
+        async fn new() -> Self {
+            let clock = Clock::held_at(Timestamp(1_800_000_000_000));
+            let folder =
+                std::env::temp_dir().join(format!("sqjobs-local-{}", uuid::Uuid::new_v4()));
+            let options = LocalOptions { clock: clock.clone(), ..LocalOptions::default() };
+            let broker = LocalBroker::open_with(&folder.join("sqjobs.db"), options).await;
+            Self { broker: broker.expect("a new folder can be used"), clock, folder }
+        }
+
+        async fn send(&self, queue: &Queue, body: &str, group: Option<&str>) {
+            let message = OutgoingMessage {
+                body: body.to_owned(),
+                attributes: BTreeMap::new(),
+                delay_secs: 0,
+                group: group.map(str::to_owned),
+                deduplication_id: None,
+            };
+            let sent = self.broker.send(queue, &[message]).await.expect("a call");
+            assert!(sent[0].is_ok(), "{sent:?}");
+        }
+
+        async fn receive(&self, queue: &Queue, visibility_secs: u64) -> Vec<Delivery> {
+            let options = ReceiveOptions {
+                max_messages: 10,
+                wait: Duration::ZERO,
+                visibility: Duration::from_secs(visibility_secs),
+            };
+            self.broker.receive(queue, options).await.expect("a call")
+        }
+
+        fn pass(&self, seconds: u64) {
+            self.clock.advance(Duration::from_secs(seconds));
+        }
+    }
+
+    impl Drop for Held {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.folder);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_message_is_gone_once_its_retention_has_passed() {
+        let held = Held::new().await;
+        let queue = held.broker.queue("q").await.expect("a queue");
+        held.send(&queue, "old", None).await;
+        held.pass(queue.retention.as_secs());
+        held.send(&queue, "new", None).await;
+        assert_eq!(held.broker.depth(&queue).await.expect("a depth").visible, 1);
+        let bodies: Vec<_> = held.receive(&queue, 1).await.into_iter().map(|m| m.body).collect();
+        assert_eq!(bodies, ["new"]);
+    }
+
+    #[tokio::test]
+    async fn the_visibility_of_one_receipt_ends_at_twelve_hours_in_all() {
+        let held = Held::new().await;
+        let queue = held.broker.queue("q").await.expect("a queue");
+        held.send(&queue, "x", None).await;
+        let receipt = held.receive(&queue, 60).await.remove(0).receipt;
+        held.pass(10);
+        let change = async |seconds| {
+            let changes = [(receipt.clone(), seconds)];
+            held.broker.set_visibility(&queue, &changes).await.expect("a call").remove(0)
+        };
+        assert!(matches!(change(43_191).await, Err(EntryError::Refused(_))));
+        assert_eq!(change(43_190).await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn a_change_of_visibility_after_the_timeout_is_told_that_the_receipt_expired() {
+        let held = Held::new().await;
+        let queue = held.broker.queue("q").await.expect("a queue");
+        held.send(&queue, "x", None).await;
+        let receipt = held.receive(&queue, 5).await.remove(0).receipt;
+        held.pass(5);
+        let changes = [(receipt, 30)];
+        let changed = held.broker.set_visibility(&queue, &changes).await.expect("a call");
+        assert_eq!(changed, [Err(EntryError::ReceiptExpired)]);
+    }
+
+    #[tokio::test]
+    async fn a_group_comes_in_order_and_is_blocked_until_all_of_it_is_settled() {
+        let held = Held::new().await;
+        let queue = held.broker.queue("q.fifo").await.expect("a queue");
+        for body in ["a1", "a2"] {
+            held.send(&queue, body, Some("a")).await;
+        }
+        let first = held.receive(&queue, 30).await;
+        assert_eq!(first.iter().map(|m| m.body.as_str()).collect::<Vec<_>>(), ["a1", "a2"]);
+        held.send(&queue, "a3", Some("a")).await;
+        held.send(&queue, "b1", Some("b")).await;
+        assert_eq!(held.receive(&queue, 30).await.len(), 1, "only b1");
+        let receipts = [first[0].receipt.clone()];
+        held.broker.delete(&queue, &receipts).await.expect("a call");
+        assert!(held.receive(&queue, 30).await.is_empty(), "a2 is still out");
+        held.pass(30);
+        let bodies: Vec<_> = held.receive(&queue, 30).await.into_iter().map(|m| m.body).collect();
+        assert_eq!(bodies, ["a2", "a3", "b1"]);
+    }
+
+    #[tokio::test]
+    async fn a_deduplication_id_counts_for_five_minutes_after_deletion_too() {
+        let held = Held::new().await;
+        let queue = held.broker.queue("q.fifo").await.expect("a queue");
+        let message = OutgoingMessage {
+            body: "x".to_owned(),
+            attributes: BTreeMap::new(),
+            delay_secs: 0,
+            group: None,
+            deduplication_id: Some("once".to_owned()),
+        };
+        held.broker.send(&queue, &[message.clone(), message.clone()]).await.expect("a call");
+        let received = held.receive(&queue, 30).await;
+        assert_eq!(received.len(), 1);
+        held.broker.delete(&queue, &[received[0].receipt.clone()]).await.expect("a call");
+        held.pass(299);
+        held.broker.send(&queue, std::slice::from_ref(&message)).await.expect("a call");
+        assert!(held.receive(&queue, 30).await.is_empty());
+        held.pass(1);
+        held.broker.send(&queue, &[message]).await.expect("a call");
+        assert_eq!(held.receive(&queue, 30).await.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_database_is_named_with_a_remedy() {
+        let held = Held::new().await;
+        let path = held.folder.join("other.db");
+        std::fs::write(&path, "this is a text of some length, and no database").expect("a file");
+        let error = LocalBroker::open(&path).await.expect_err("no database").to_string();
+        assert!(error.contains("other.db") && error.contains("--data-dir"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn outcomes_in_the_same_file_are_known_by_any_spelling() {
+        let held = Held::new().await;
+        let path = held.folder.join("sqjobs.db");
+        let other = held.folder.join(".").join("sqjobs.db");
+        assert!(held.broker.shares_file_with(&format!("sqlite:{}", path.display())));
+        assert!(held.broker.shares_file_with(&format!("sqlite://{}?mode=rwc", other.display())));
+        assert!(!held.broker.shares_file_with("sqlite:elsewhere.db"));
+        assert!(!held.broker.shares_file_with("postgres://localhost/sqjobs"));
     }
 }

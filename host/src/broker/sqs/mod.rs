@@ -1,6 +1,6 @@
 //! Amazon SQS. This folder is the only place that names the AWS SDK.
 //!
-//! [`queues`] finds a queue and reads its limits, [`messages`] carries messages, [`error`] turns
+//! `queues` finds a queue and reads its limits, `messages` carries messages, `error` turns
 //! what the SDK says into what a person can act on. Nothing needs `ListQueues` but listing.
 //!
 //! The SDK repeats a call that failed for the moment a few times, quickly: that covers a
@@ -11,6 +11,7 @@ mod messages;
 mod queues;
 
 use std::collections::HashSet;
+use std::fmt;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use async_trait::async_trait;
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::config::retry::RetryConfig;
 use aws_sdk_sqs::config::timeout::TimeoutConfig;
-use aws_sdk_sqs::config::{Builder, StalledStreamProtectionConfig};
+use aws_sdk_sqs::config::{Builder, Credentials, Region, StalledStreamProtectionConfig};
 use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
 use url::Url;
 
@@ -39,6 +40,24 @@ const ATTEMPTS: u32 = 3;
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 /// Longest pause between two tries.
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
+
+/// What to use instead of what the SDK's standard chain finds. By default nothing.
+#[derive(Clone, Default)]
+pub struct SqsOptions {
+    /// Where calls go: `http(s)://HOST[:PORT]`.
+    pub endpoint: Option<String>,
+    /// The AWS region.
+    pub region: Option<String>,
+    /// Access key id and secret access key.
+    pub access_key: Option<(String, String)>,
+}
+
+impl fmt::Debug for SqsOptions {
+    /// Without the secret, and without the endpoint, which may hold a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqsOptions").field("region", &self.region).finish_non_exhaustive()
+    }
+}
 
 /// Amazon SQS, or a server that speaks its protocol.
 #[derive(Debug)]
@@ -61,9 +80,32 @@ impl SqsBroker {
     /// # Errors
     /// [`BrokerError::InvalidEndpoint`]: the configured endpoint is no HTTP URL.
     pub async fn connect() -> Result<Self, BrokerError> {
-        let shared = aws_config::load_from_env().await;
-        let for_sqs = std::env::var("AWS_ENDPOINT_URL_SQS").ok().filter(|url| !url.is_empty());
-        let endpoint = for_sqs.or_else(|| shared.endpoint_url().map(str::to_owned));
+        Self::connect_with(SqsOptions::default()).await
+    }
+
+    /// As [`Self::connect`], with some of the configuration given.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub async fn connect_with(options: SqsOptions) -> Result<Self, BrokerError> {
+        let mut loader = aws_config::from_env();
+        if let Some((id, secret)) = options.access_key {
+            loader =
+                loader.credentials_provider(Credentials::new(id, secret, None, None, "sqjobs"));
+        }
+        if let Some(region) = options.region {
+            loader = loader.region(Region::new(region));
+        }
+        let shared = loader.load().await;
+        let variable = |name| std::env::var(name).ok().filter(|url| !url.is_empty());
+        let (for_sqs, for_all) = (variable("AWS_ENDPOINT_URL_SQS"), variable("AWS_ENDPOINT_URL"));
+        if let Some(endpoint) = for_sqs.as_ref().or(for_all.as_ref()) {
+            // The SDK ignores one that it can't read, and would call AWS instead.
+            parse_endpoint(endpoint)?;
+        }
+        let configured = || for_sqs.or_else(|| shared.endpoint_url().map(str::to_owned));
+        let is_given = options.endpoint.is_some();
+        let endpoint = options.endpoint.or_else(configured);
         let endpoint = endpoint.as_deref().map(parse_endpoint).transpose()?;
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(CONNECT_TIMEOUT)
@@ -74,7 +116,11 @@ impl SqsBroker {
             .with_max_attempts(ATTEMPTS)
             .with_initial_backoff(FIRST_BACKOFF)
             .with_max_backoff(MAX_BACKOFF);
-        let config = Builder::from(&shared)
+        let mut config = Builder::from(&shared);
+        if let Some(endpoint) = endpoint.as_ref().filter(|_| is_given) {
+            config = config.endpoint_url(endpoint.as_str());
+        }
+        let config = config
             .timeout_config(timeouts)
             .retry_config(retries)
             // A long poll is a stalled stream on purpose; the timeouts above guard each call.

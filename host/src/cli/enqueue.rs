@@ -1,0 +1,160 @@
+//! `add`: puts a job on its queue.
+
+use std::sync::Arc;
+
+use clap::Args;
+
+use super::{Exit, Usage, open_broker, open_store, print, results};
+use crate::client::{Client, JobRequest, KnownJob};
+use crate::config::Config;
+use crate::json;
+use crate::registry::Registry;
+use crate::registry::cache::Cache;
+use crate::registry::load::Loader;
+use crate::sandbox::Sandbox;
+use crate::store::Store;
+
+/// A job's arguments, as `add` and `run` take them.
+#[derive(Args)]
+pub(super) struct JobArguments {
+    /// Positional arguments: JSON is taken as JSON, anything else as a string
+    #[arg(value_name = "ARG", allow_negative_numbers = true)]
+    args: Vec<String>,
+    /// Named argument; may be repeated
+    #[arg(long, value_name = "K=V")]
+    kwarg: Vec<String>,
+    /// All positional arguments as one JSON array
+    #[arg(long, value_name = "JSON", conflicts_with = "args")]
+    args_json: Option<String>,
+    /// All named arguments as one JSON object
+    #[arg(long, value_name = "JSON", conflicts_with = "kwarg")]
+    kwargs_json: Option<String>,
+}
+
+impl JobArguments {
+    /// The JSON texts of args and kwargs.
+    pub(super) fn texts(&self) -> anyhow::Result<(String, String)> {
+        let args = match &self.args_json {
+            Some(text) => {
+                let checked = json::check_array(text);
+                checked.map_err(|error| Usage(format!("--args-json: {error}")))?.to_owned()
+            }
+            None => {
+                let values: Vec<String> = self.args.iter().map(|arg| value(arg)).collect();
+                format!("[{}]", values.join(", "))
+            }
+        };
+        let kwargs = match &self.kwargs_json {
+            Some(text) => {
+                let checked = json::check_object(text);
+                checked.map_err(|error| Usage(format!("--kwargs-json: {error}")))?.to_owned()
+            }
+            None => {
+                let mut members = Vec::with_capacity(self.kwarg.len());
+                for kwarg in &self.kwarg {
+                    let Some((key, text)) = kwarg.split_once('=') else {
+                        let fault = format!("--kwarg: expected KEY=VALUE, found `{kwarg}`");
+                        return Err(Usage(fault).into());
+                    };
+                    members.push(format!("{}: {}", serde_json::Value::from(key), value(text)));
+                }
+                format!("{{{}}}", members.join(", "))
+            }
+        };
+        Ok((args, kwargs))
+    }
+}
+
+/// An argument that is JSON is taken as JSON, with its text unchanged; else as a string.
+fn value(text: &str) -> String {
+    match json::check(text) {
+        Ok(checked) => checked.to_owned(),
+        Err(_) => serde_json::Value::from(text).to_string(),
+    }
+}
+
+#[derive(Args)]
+pub(super) struct AddArguments {
+    /// The job's name
+    job: String,
+    #[command(flatten)]
+    arguments: JobArguments,
+    /// The queue [default: the one that the deployed job describes]
+    #[arg(long)]
+    queue: Option<String>,
+    /// The job's id, by which it succeeds once [default: a new UUID]
+    #[arg(long)]
+    id: Option<String>,
+    /// Message group: order on a FIFO queue, tenant on a standard one
+    #[arg(long)]
+    group: Option<String>,
+    /// Wait until the job is done and print its result as JSON
+    #[arg(long)]
+    wait: bool,
+}
+
+pub(super) async fn add(config: Arc<Config>, arguments: &AddArguments) -> anyhow::Result<()> {
+    let (args, kwargs) = arguments.arguments.texts()?;
+    let mut request = JobRequest::new(&arguments.job).args_json(&args)?.kwargs_json(&kwargs)?;
+    if let Some(queue) = &arguments.queue {
+        if queue.is_empty() {
+            return Err(Usage("--queue: a queue's name can't be empty".into()).into());
+        }
+        request = request.queue(queue);
+    }
+    if let Some(id) = &arguments.id {
+        request = request.id(id);
+    }
+    if let Some(group) = &arguments.group {
+        request = request.group(group);
+    }
+    let kind = config.broker(arguments.queue.as_slice())?;
+    let store = open_store(&config, kind).await?;
+    let known = known_job(&config, &store, &arguments.job).await?;
+    let broker = open_broker(&config, kind, &store).await?;
+    let added = Client::new(store.clone(), broker).add_known(request, known).await?;
+    if !arguments.wait {
+        return print::line(&added.id);
+    }
+    if !added.is_tracked {
+        eprintln!(
+            "error: job {} was added, but it records nothing, so there is no result to wait for",
+            added.id
+        );
+        return Err(Exit(2).into());
+    }
+    let job = results::wait_for(&store, &added.id).await?;
+    if job.status != "SUCCESS" {
+        anyhow::bail!(
+            "job {} ended as {}: {}",
+            job.id,
+            job.status,
+            job.error.as_deref().unwrap_or("without an error")
+        );
+    }
+    // The operator may have it record nothing although its adder did not know.
+    print::line(job.result.as_deref().unwrap_or("null"))
+}
+
+/// What is known of a job: what a worker said of it, else what the jobs folders hold.
+async fn known_job(
+    config: &Arc<Config>,
+    store: &Store,
+    name: &str,
+) -> anyhow::Result<Option<KnownJob>> {
+    if let Some(job) = store.deployed_job(name).await? {
+        let record = config.jobs.get(name).and_then(|settings| settings.record);
+        let records_result = record.unwrap_or(job.records_result);
+        return Ok(Some(KnownJob { queue: job.queue, records_result }));
+    }
+    if config.jobs_dirs.iter().any(|folder| !folder.is_dir()) {
+        return Ok(None);
+    }
+    let sandbox = Arc::new(Sandbox::new(1)?);
+    let loader = Loader::new(sandbox, Cache::new(Some(&config.cache_dir())));
+    let registry = Registry::load(&loader, &config.jobs_dirs).await?;
+    Ok(registry.current(name).map(|served| KnownJob {
+        queue: served.definition.queue.clone(),
+        records_result: config.records(&served.definition),
+    }))
+}

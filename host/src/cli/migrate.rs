@@ -1,0 +1,22 @@
+//! `migrate`: brings the database's schema to this version.
+
+use serde_json::json;
+
+use super::{is_json, print};
+use crate::config::{BrokerKind, Config};
+use crate::store::Store;
+
+pub(super) async fn migrate(config: &Config) -> anyhow::Result<()> {
+    let kind = config.chosen_broker.unwrap_or(BrokerKind::Local);
+    let store = Store::open(&config.database(kind)).await?;
+    let done = store.migrate().await?;
+    if is_json(config) {
+        return print::line(&json!({"from": done.from, "to": done.to}).to_string());
+    }
+    let text = if done.from == done.to {
+        format!("{} has schema version {} already", store.label(), done.to)
+    } else {
+        format!("{} went from schema version {} to {}", store.label(), done.from, done.to)
+    };
+    print::line(&text)
+}

@@ -1,0 +1,287 @@
+//! The command tree. Data goes to standard output, all else to standard error; exit codes are
+//! 0 done, 1 failed, 2 wrong usage.
+
+mod dead;
+mod enqueue;
+mod migrate;
+mod modules;
+mod new;
+mod print;
+mod results;
+mod run;
+mod work;
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+
+use crate::broker::Broker;
+use crate::broker::local::{LocalBroker, LocalOptions, Synchronous};
+use crate::broker::sqs::SqsBroker;
+use crate::config::{BrokerKind, Config, ConfigError, Flags, Output};
+use crate::outage::chain;
+use crate::store::{Dialect, Store};
+use crate::text::printable_block;
+
+/// Runs background jobs from Amazon SQS in WebAssembly sandboxes.
+#[derive(Parser)]
+#[command(name = "sqjobs-host", version, max_term_width = 100)]
+#[command(
+    after_help = "Every option is also an environment variable (SQJOBS_DATABASE for --database) \
+                  and a key of sqjobs.toml. Flags win over the environment, that over the file."
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    global: Global,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Settings")]
+struct Global {
+    /// Configuration file [default: sqjobs.toml in this folder or the nearest one above]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<String>,
+    /// sqlite:PATH or postgres://USER@HOST/DATABASE [default: sqlite in the data folder]
+    #[arg(long, global = true, value_name = "URL")]
+    database: Option<String>,
+    /// File that holds the database password
+    #[arg(long, global = true, value_name = "FILE")]
+    database_password_file: Option<String>,
+    /// Schema of a PostgreSQL database [default: sqjobs]
+    #[arg(long, global = true, value_name = "NAME")]
+    schema: Option<String>,
+    /// local (embedded) or sqs [default: local]
+    #[arg(long, global = true, value_name = "BROKER")]
+    broker: Option<String>,
+    /// Folder of modules; may be repeated [default: jobs]
+    #[arg(long, global = true, value_name = "DIR")]
+    jobs_dir: Vec<String>,
+    /// Folder of the embedded database and queue, and of the code cache [default: .sqjobs]
+    #[arg(long, global = true, value_name = "DIR")]
+    data_dir: Option<String>,
+    /// Most jobs at once [default: 64]
+    #[arg(long, global = true, value_name = "N", allow_hyphen_values = true)]
+    concurrency: Option<String>,
+    /// How long a message is held at a time, extended while its job runs [default: 30s]
+    #[arg(long, global = true, value_name = "TIME")]
+    lease: Option<String>,
+    /// How long running jobs may take when the worker is told to stop [default: 25s]
+    #[arg(long, global = true, value_name = "TIME")]
+    grace: Option<String>,
+    /// text or json [default: text]
+    #[arg(long, global = true, value_name = "FORMAT")]
+    output: Option<String>,
+    /// text or json [default: text]
+    #[arg(long, global = true, value_name = "FORMAT")]
+    log_format: Option<String>,
+    /// error, warn, info, debug or trace [default: info]
+    #[arg(long, global = true, value_name = "LEVEL")]
+    log_level: Option<String>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the jobs of some queues
+    Worker(work::WorkerArguments),
+    /// Add a job and print its id
+    Add(enqueue::AddArguments),
+    /// Run a job here and now, without queue, database or worker, and print its result
+    Run(run::RunArguments),
+    /// Show a job
+    Status(results::StatusArguments),
+    /// List jobs, newest first
+    List(results::ListArguments),
+    /// What was put aside: messages that can't be run, jobs that failed for good
+    #[command(subcommand)]
+    Dead(dead::DeadCommand),
+    /// Show what is deployed in the jobs folders
+    Jobs,
+    /// Show what a module file holds
+    Inspect(modules::InspectArguments),
+    /// Bring the database's schema to this version
+    Migrate,
+    /// Make a project for a job that builds
+    New(new::NewArguments),
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// The command line or the configuration is wrong: exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
+/// The command did its work, and the answer is "no": exit code as given, nothing more to say.
+#[derive(Debug, thiserror::Error)]
+#[error("exit code {0}")]
+struct Exit(u8);
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // A closed terminal is no reason to fail.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report(&error),
+    }
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<()> {
+    match arguments.command {
+        Command::Completions { shell } => return completions(shell),
+        Command::New(arguments) => return new::new(&arguments),
+        _ => {}
+    }
+    let is_worker = matches!(arguments.command, Command::Worker(_));
+    let mut flags = arguments.global.flags();
+    if let Command::Worker(worker) = &arguments.command
+        && worker.migrate
+    {
+        flags.values.insert("migrate", vec!["true".into()]);
+    }
+    let config = Arc::new(Config::load(&flags)?);
+    let level = match (&arguments.command, config.log_level) {
+        // A newcomer sees the job run; other commands speak up only when something is wrong.
+        (Command::Worker(_) | Command::Run(_), level) => level,
+        (_, tracing::Level::INFO) => tracing::Level::WARN,
+        (_, level) => level,
+    };
+    crate::telemetry::start(config.log_format, level);
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.enable_all();
+    if !is_worker {
+        runtime.worker_threads(2);
+    }
+    let runtime = runtime.build().context("cannot start the runtime")?;
+    let done = runtime.block_on(async {
+        match arguments.command {
+            Command::Worker(arguments) => work::worker(config, &arguments).await,
+            Command::Add(arguments) => enqueue::add(config, &arguments).await,
+            Command::Run(arguments) => run::run(config, &arguments).await,
+            Command::Status(arguments) => results::status(&config, &arguments).await,
+            Command::List(arguments) => results::list(&config, &arguments).await,
+            Command::Dead(command) => dead::dead(&config, &command).await,
+            Command::Jobs => modules::jobs(&config).await,
+            Command::Inspect(arguments) => modules::inspect(&config, &arguments).await,
+            Command::Migrate => migrate::migrate(&config).await,
+            Command::New(_) | Command::Completions { .. } => Ok(()),
+        }
+    });
+    // What still runs (a receive under way) must not hold the process up.
+    runtime.shutdown_background();
+    done
+}
+
+/// Tells an error and returns its exit code.
+fn report(error: &anyhow::Error) -> ExitCode {
+    if let Some(Exit(code)) = error.downcast_ref() {
+        return ExitCode::from(*code);
+    }
+    if is_broken_pipe(error) {
+        return ExitCode::SUCCESS;
+    }
+    let text = chain(error.as_ref());
+    for line in text.lines() {
+        eprintln!("error: {}", printable_block(line));
+    }
+    let is_usage = error.is::<Usage>() || error.is::<ConfigError>();
+    ExitCode::from(if is_usage { 2 } else { 1 })
+}
+
+/// Whether whoever reads our output has stopped reading, as `head` does.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let io = cause.downcast_ref::<std::io::Error>();
+        io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    })
+}
+
+fn completions(shell: clap_complete::Shell) -> anyhow::Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "sqjobs-host", &mut script);
+    print::bytes(&script)
+}
+
+impl Global {
+    fn flags(self) -> Flags {
+        let mut values: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
+        for (name, value) in [
+            ("config", self.config),
+            ("database", self.database),
+            ("database-password-file", self.database_password_file),
+            ("schema", self.schema),
+            ("broker", self.broker),
+            ("data-dir", self.data_dir),
+            ("concurrency", self.concurrency),
+            ("lease", self.lease),
+            ("grace", self.grace),
+            ("output", self.output),
+            ("log-format", self.log_format),
+            ("log-level", self.log_level),
+        ] {
+            values.extend(value.map(|value| (name, vec![value])));
+        }
+        if !self.jobs_dir.is_empty() {
+            values.insert("jobs-dir", self.jobs_dir);
+        }
+        Flags { values }
+    }
+}
+
+/// Opens the database; an embedded one is brought to this version by itself.
+async fn open_store(config: &Config, broker: BrokerKind) -> anyhow::Result<Store> {
+    let store = Store::open(&config.database(broker)).await?;
+    match store.dialect() {
+        Dialect::Sqlite => {
+            store.migrate().await?;
+        }
+        Dialect::Postgres => store.check_schema().await?,
+    }
+    Ok(store)
+}
+
+/// Opens the database for a command that sends nothing: which broker is used matters only for
+/// how durable an SQLite file is.
+async fn open_store_to_read(config: &Config) -> anyhow::Result<Store> {
+    open_store(config, config.chosen_broker.unwrap_or(BrokerKind::Local)).await
+}
+
+/// Connects to the broker. The embedded queue shares its turn at the file with `store`.
+async fn open_broker(
+    config: &Config,
+    kind: BrokerKind,
+    store: &Store,
+) -> anyhow::Result<Arc<dyn Broker>> {
+    Ok(match kind {
+        BrokerKind::Sqs => Arc::new(SqsBroker::connect().await?),
+        BrokerKind::Local => {
+            let path = config.queue_file();
+            let shares_file = config.database(kind).path() == Some(path.as_path());
+            let options = LocalOptions {
+                synchronous: if shares_file { Synchronous::Normal } else { Synchronous::Full },
+                writer: if shares_file { store.writer() } else { Arc::default() },
+                ..LocalOptions::default()
+            };
+            Arc::new(LocalBroker::open_with(&path, options).await?)
+        }
+    })
+}
+
+fn is_json(config: &Config) -> bool {
+    config.output == Output::Json
+}

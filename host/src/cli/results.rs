@@ -1,0 +1,258 @@
+//! `status` and `list`: what is known of jobs.
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::{is_json, open_store_to_read, print};
+use crate::config::Config;
+use crate::store::Store;
+use crate::store::read::{AttemptStatus, JobFilter, JobStatus};
+use crate::text::{printable, printable_block};
+
+#[derive(Args)]
+pub(super) struct StatusArguments {
+    /// The job's id
+    id: String,
+    /// Wait until the job is done
+    #[arg(long)]
+    wait: bool,
+}
+
+#[derive(Args)]
+pub(super) struct ListArguments {
+    /// Only jobs of this name
+    #[arg(long)]
+    job: Option<String>,
+    /// Only jobs of this queue
+    #[arg(long)]
+    queue: Option<String>,
+    /// Only jobs of this status
+    #[arg(long, ignore_case = true)]
+    status: Option<Status>,
+    /// At most so many
+    #[arg(long, default_value_t = 100, allow_hyphen_values = true)]
+    limit: u64,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+#[value(rename_all = "UPPERCASE")]
+enum Status {
+    Pending,
+    Running,
+    Retry,
+    Success,
+    Failure,
+    Cancelled,
+}
+
+/// A job as JSON shows it.
+#[derive(Serialize)]
+struct JobJson<'a> {
+    id: &'a str,
+    name: &'a str,
+    queue: &'a str,
+    status: &'a str,
+    result: Option<Box<RawValue>>,
+    error: Option<&'a str>,
+    error_kind: Option<&'a str>,
+    error_stage: Option<&'a str>,
+    backtrace: Option<&'a str>,
+    attempts: i64,
+    args: Option<Box<RawValue>>,
+    kwargs: Option<Box<RawValue>>,
+    module: Option<&'a str>,
+    module_version: Option<&'a str>,
+    module_digest: Option<&'a str>,
+    worker: Option<&'a str>,
+    parent: Option<&'a str>,
+    schedule: Option<&'a str>,
+    fire_time: Option<String>,
+    progress: Option<f64>,
+    progress_message: Option<&'a str>,
+    created_at: String,
+    enqueued_at: String,
+    started_at: Option<String>,
+    finished_at: Option<String>,
+    updated_at: String,
+    retry_at: Option<String>,
+    duration_ms: Option<i64>,
+}
+
+impl<'a> JobJson<'a> {
+    fn new(job: &'a JobStatus) -> Self {
+        let text = |time: Option<crate::clock::Timestamp>| time.map(|time| time.to_string());
+        Self {
+            id: &job.id,
+            name: &job.name,
+            queue: &job.queue,
+            status: &job.status,
+            result: print::raw(job.result.as_deref()),
+            error: job.error.as_deref(),
+            error_kind: job.error_kind.as_deref(),
+            error_stage: job.error_stage.as_deref(),
+            backtrace: job.backtrace.as_deref(),
+            attempts: job.attempts,
+            args: print::raw(job.args.as_deref()),
+            kwargs: print::raw(job.kwargs.as_deref()),
+            module: job.module.as_deref(),
+            module_version: job.module_version.as_deref(),
+            module_digest: job.module_digest.as_deref(),
+            worker: job.worker_id.as_deref(),
+            parent: job.parent_id.as_deref(),
+            schedule: job.schedule.as_deref(),
+            fire_time: text(job.fire_time),
+            progress: job.progress,
+            progress_message: job.progress_message.as_deref(),
+            created_at: job.created_at.to_string(),
+            enqueued_at: job.enqueued_at.to_string(),
+            started_at: text(job.started_at),
+            finished_at: text(job.finished_at),
+            updated_at: job.updated_at.to_string(),
+            retry_at: text(job.retry_at),
+            duration_ms: job.duration_ms,
+        }
+    }
+}
+
+pub(super) async fn status(config: &Config, arguments: &StatusArguments) -> anyhow::Result<()> {
+    let store = open_store_to_read(config).await?;
+    let job = if arguments.wait {
+        wait_for(&store, &arguments.id).await?
+    } else {
+        match store.status(&arguments.id).await? {
+            Some(job) => job,
+            None => return Err(unknown(&store, &arguments.id)),
+        }
+    };
+    if is_json(config) {
+        return print::line(&serde_json::to_string(&JobJson::new(&job))?);
+    }
+    let attempts = store.attempts(&job.id).await?;
+    show(&job, &attempts)
+}
+
+fn unknown(store: &Store, id: &str) -> anyhow::Error {
+    anyhow::anyhow!(
+        "no job `{id}` is known in {}; a job that records nothing has no row, and one from another producer has none until it is received",
+        store.label()
+    )
+}
+
+/// Waits until a job is done. A job that is not known yet may be: its message waits.
+pub(super) async fn wait_for(store: &Store, id: &str) -> anyhow::Result<JobStatus> {
+    let spinner = print::spinner(format!("waiting for job {}", printable(id)));
+    let mut pause = Duration::from_millis(20);
+    loop {
+        match store.status(id).await? {
+            Some(job) if job.is_final() => {
+                spinner.finish_and_clear();
+                return Ok(job);
+            }
+            Some(job) => spinner.set_message(format!("job {} is {}", printable(id), job.status)),
+            None => return Err(unknown(store, id)),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(500));
+    }
+}
+
+fn show(job: &JobStatus, attempts: &[AttemptStatus]) -> anyhow::Result<()> {
+    let mut grid = print::Grid::new(&[]);
+    let time = |time: Option<crate::clock::Timestamp>| time.map(|t| t.to_string());
+    let progress = job.progress.map(|share| {
+        format!("{:.0}% {}", share * 100.0, job.progress_message.as_deref().unwrap_or(""))
+    });
+    for (name, value) in [
+        ("id", Some(job.id.clone())),
+        ("name", Some(job.name.clone())),
+        ("queue", Some(job.queue.clone())),
+        ("status", Some(job.status.clone())),
+        ("result", job.result.clone()),
+        ("error", job.error.clone()),
+        ("failed at", job.error_stage.clone()),
+        ("kind", job.error_kind.clone()),
+        ("attempts", Some(job.attempts.to_string())),
+        ("progress", progress),
+        ("args", job.args.clone()),
+        ("kwargs", job.kwargs.clone()),
+        ("module", job.module.clone()),
+        ("digest", job.module_digest.clone()),
+        ("parent", job.parent_id.clone()),
+        ("schedule", job.schedule.clone()),
+        ("fire time", time(job.fire_time)),
+        ("created", Some(job.created_at.to_string())),
+        ("started", time(job.started_at)),
+        ("finished", time(job.finished_at)),
+        ("runs again", time(job.retry_at)),
+        ("duration", job.duration_ms.map(|ms| format!("{ms} ms"))),
+    ] {
+        if let Some(value) = value {
+            grid.row(&[name, &value]);
+        }
+    }
+    grid.print()?;
+    for attempt in attempts {
+        show_attempt(attempt)?;
+    }
+    Ok(())
+}
+
+/// An attempt with its error, backtrace and logs, below the job.
+pub(super) fn show_attempt(attempt: &AttemptStatus) -> anyhow::Result<()> {
+    let duration = attempt.duration_ms.map(|ms| format!(", {ms} ms")).unwrap_or_default();
+    print::line(&format!(
+        "\nattempt {}: {}{duration}, begun {}",
+        attempt.number,
+        printable(&attempt.outcome),
+        attempt.started_at
+    ))?;
+    for text in [&attempt.error, &attempt.backtrace, &attempt.warnings, &attempt.logs] {
+        for line in text.as_deref().unwrap_or_default().lines() {
+            print::line(&format!("  {}", printable_block(line)))?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) async fn list(config: &Config, arguments: &ListArguments) -> anyhow::Result<()> {
+    let status = arguments.status.and_then(|status| status.to_possible_value());
+    let filter = JobFilter {
+        job: arguments.job.clone(),
+        queue: arguments.queue.clone(),
+        status: status.map(|value| value.get_name().to_owned()),
+        limit: arguments.limit,
+    };
+    let store = open_store_to_read(config).await?;
+    if is_json(config) {
+        return store
+            .each_job(&filter, |job| print::line(&serde_json::to_string(&JobJson::new(&job))?))
+            .await;
+    }
+    let mut grid = print::Grid::new(&["id", "job", "queue", "status", "attempts", "created", "result or error"]);
+    let mut count = 0u64;
+    store
+        .each_job(&filter, |job| {
+            count += 1;
+            let end = job.error.as_ref().or(job.result.as_ref()).map_or("", String::as_str);
+            let end: String = end.chars().take(60).collect();
+            grid.row(&[
+                &job.id,
+                &job.name,
+                &job.queue,
+                &job.status,
+                &job.attempts.to_string(),
+                &job.created_at.to_string(),
+                &end,
+            ]);
+            anyhow::Ok(())
+        })
+        .await?;
+    if count == 0 {
+        eprintln!("no job matches");
+        return Ok(());
+    }
+    grid.print()
+}
