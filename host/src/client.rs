@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::broker::{Broker, BrokerError, MAX_DELAY_SECS, OutgoingMessage};
+use crate::broker::{Broker, BrokerError, MAX_DELAY_SECS};
 use crate::clock::{Clock, Timestamp};
 use crate::eager::{Eager, EagerError};
 use crate::json::{self, JsonError};
@@ -175,10 +175,8 @@ impl JobRequest {
 }
 
 fn serialised(what: &'static str, value: &impl Serialize) -> Result<String, AddError> {
-    serde_json::to_string(value).map_err(|error| AddError::Arguments {
-        what,
-        source: JsonError::Syntax(error.to_string()),
-    })
+    serde_json::to_string(value)
+        .map_err(|error| AddError::Arguments { what, source: JsonError::Syntax(error.to_string()) })
 }
 
 /// What is known of a job when it is added.
@@ -197,8 +195,8 @@ pub struct Added {
     pub id: String,
     /// Whether a job of this id was there already, so that nothing was added.
     pub is_existing: bool,
-    /// Whether the job has a row in the database, by which it can be waited for.
-    pub is_tracked: bool,
+    /// Whether the job records its result, so that it can be waited for.
+    pub records_result: bool,
     /// The JSON text of the result, where the job has run already (eager).
     pub result: Option<String>,
 }
@@ -238,9 +236,10 @@ impl Client {
     /// sweep of any worker.
     pub async fn add(&self, request: JobRequest) -> Result<Added, AddError> {
         let known = match &self.door {
-            Door::Queue { store, .. } => store.deployed_job(&request.name).await?.map(|job| {
-                KnownJob { queue: job.queue, records_result: job.records_result }
-            }),
+            Door::Queue { store, .. } => store
+                .deployed_job(&request.name)
+                .await?
+                .map(|job| KnownJob { queue: job.queue, records_result: job.records_result }),
             Door::Eager(_) => None,
         };
         self.add_known(request, known).await
@@ -255,13 +254,15 @@ impl Client {
         request: JobRequest,
         known: Option<KnownJob>,
     ) -> Result<Added, AddError> {
-        let is_named = request.id.is_some();
         let id = match request.id {
             Some(id) => {
                 payload::check_text("id", &id, MAX_ID_BYTES)?;
                 if id.contains('#') {
-                    let reason = "contains `#`, and a worker would know the job by the part before it";
-                    return Err(payload::Malformed::BadText { key: "id", reason: reason.into() }.into());
+                    let reason =
+                        "contains `#`, and a worker would know the job by the part before it";
+                    return Err(
+                        payload::Malformed::BadText { key: "id", reason: reason.into() }.into()
+                    );
                 }
                 id
             }
@@ -293,24 +294,37 @@ impl Client {
             (None, None) => return Err(AddError::NoQueue { job: job.name }),
         };
         let not_before = (!request.delay.is_zero()).then(|| now.after(request.delay));
-        // A job that records nothing has no row, unless somebody gave it an id to be known by.
-        job.is_tracked = known.is_none_or(|known| known.records_result)
-            || is_named
-            || !request.delay.is_zero();
-        let new = NewJob { job, queue, group: request.group, not_before, parent_id: None, generation: 0 };
+        // Whatever we add has a row, by which it is known and sent: `record = false` drops only
+        // the result.
+        job.is_tracked = true;
+        let records_result = known.is_none_or(|known| known.records_result);
+        let (queue, queue_url) = match queue.rsplit_once('/') {
+            Some((_, name)) if queue.contains("://") => (name.to_owned(), Some(queue.clone())),
+            _ => (queue, None),
+        };
+        let new = NewJob {
+            job,
+            queue,
+            queue_url,
+            group: request.group,
+            not_before,
+            parent_id: None,
+            generation: 0,
+        };
         check_size(sender, &new).await?;
-        if new.job.is_tracked {
-            add_tracked(store, sender, new).await
-        } else {
-            send_untracked(sender, new).await
-        }
+        enqueue(store, sender, new, records_result).await
     }
+}
+
+/// What the broker knows the queue by.
+fn address(new: &NewJob) -> &str {
+    new.queue_url.as_ref().unwrap_or(&new.queue)
 }
 
 /// Refuses what the queue would refuse, before anything is written. A queue that can't be asked
 /// now is no reason to refuse a job.
 async fn check_size(sender: &Sender, new: &NewJob) -> Result<(), AddError> {
-    let queue = match sender.queue(&new.queue).await {
+    let queue = match sender.queue(address(new)).await {
         Ok(queue) => queue,
         Err(error) if error.is_transient() => return Ok(()),
         Err(error) => return Err(error.into()),
@@ -327,13 +341,14 @@ async fn check_size(sender: &Sender, new: &NewJob) -> Result<(), AddError> {
 
 /// Writes the job's row and its outbox row, then sends it at once. If the sending fails or this
 /// process dies, the sweep of any worker sends it.
-async fn add_tracked(store: &Store, sender: &Sender, new: NewJob) -> Result<Added, AddError> {
-    let added = |is_existing| Added {
-        id: new.job.id.clone(),
-        is_existing,
-        is_tracked: true,
-        result: None,
-    };
+async fn enqueue(
+    store: &Store,
+    sender: &Sender,
+    new: NewJob,
+    records_result: bool,
+) -> Result<Added, AddError> {
+    let added =
+        |is_existing| Added { id: new.job.id.clone(), is_existing, records_result, result: None };
     let outbox_id = match store.enqueue(&new).await? {
         Enqueued::Existing => return Ok(added(true)),
         Enqueued::Conflict => return Err(AddError::IdConflict { id: new.job.id }),
@@ -345,41 +360,23 @@ async fn add_tracked(store: &Store, sender: &Sender, new: NewJob) -> Result<Adde
         let row = OutboxRow {
             id: outbox_id,
             job: new.job.clone(),
-            queue: new.queue.clone(),
+            queue: address(&new).to_owned(),
             group: new.group.clone(),
             not_before,
             send_number: 1,
             body: None,
             tries: 0,
         };
-        sender.send_rows(&new.queue, std::slice::from_ref(&row)).await?;
+        sender.send_rows(address(&new), std::slice::from_ref(&row)).await?;
     }
     Ok(added(false))
-}
-
-/// Sends a job that has no row: nobody but the queue knows of it.
-async fn send_untracked(sender: &Sender, new: NewJob) -> Result<Added, AddError> {
-    let queue = sender.queue(&new.queue).await?;
-    let group = match (new.group, queue.is_fifo) {
-        (None, true) => Some(new.job.id.clone()),
-        (group, _) => group,
-    };
-    let message = OutgoingMessage {
-        body: payload::encode(&new.job),
-        attributes: payload::attributes(&new.job),
-        delay_secs: 0,
-        group,
-        deduplication_id: queue.is_fifo.then(|| new.job.id.clone()),
-    };
-    sender.send_one(&queue, message).await?;
-    Ok(Added { id: new.job.id, is_existing: false, is_tracked: false, result: None })
 }
 
 async fn run_eagerly(eager: &Eager, job: &Job) -> Result<Added, AddError> {
     let execution = eager.run(job).await?;
     match execution.outcome {
         crate::outcome::Outcome::Success(result) => {
-            Ok(Added { id: job.id.clone(), is_existing: false, is_tracked: false, result })
+            Ok(Added { id: job.id.clone(), is_existing: false, records_result: true, result })
         }
         crate::outcome::Outcome::Failed(failure) => Err(EagerError::Failed(failure).into()),
         _ => Err(EagerError::Stopped.into()),

@@ -10,7 +10,6 @@ use crate::config::Config;
 use crate::outcome::{Failure, Outcome};
 use crate::payload::Job;
 use crate::registry::Registry;
-use crate::retry::RetryPolicy;
 use crate::sandbox::{Call, Execution, Sandbox, Watch};
 use crate::text::printable;
 
@@ -52,7 +51,8 @@ impl Eager {
     }
 
     /// Runs one attempt of a job, then the jobs that it added, and theirs. A failure is not
-    /// tried again: whoever runs a job eagerly wants to see it.
+    /// tried again, since whoever runs a job eagerly wants to see it; `on-failure` is told what
+    /// it would be told on a worker.
     ///
     /// # Errors
     /// No module holds the job.
@@ -63,7 +63,10 @@ impl Eager {
         while let Some(child) = children.pop_front() {
             count += 1;
             if count > MAX_CHILDREN {
-                warn!("{} added job(s) are not run: an eager run leads to at most {MAX_CHILDREN}", children.len() + 1);
+                warn!(
+                    "{} added job(s) are not run: an eager run leads to at most {MAX_CHILDREN}",
+                    children.len() + 1
+                );
                 break;
             }
             match self.attempt(&child.job, child.generation).await {
@@ -84,7 +87,6 @@ impl Eager {
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
             return Err(EagerError::UnknownJob { job: job.name.clone(), known });
         };
-        let policy = RetryPolicy { max_attempts: 1, ..self.config.policy(&served.definition) };
         let call = Call {
             job_id: job.id.clone(),
             job: job.name.clone(),
@@ -98,7 +100,7 @@ impl Eager {
             args: job.args.clone(),
             kwargs: job.kwargs.clone(),
             limits: self.config.limits(&served.definition),
-            policy,
+            policy: self.config.policy(&served.definition),
         };
         let execution =
             self.sandbox.execute(&served.module.prepared, &call, None, Watch::none()).await;

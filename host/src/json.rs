@@ -57,11 +57,7 @@ pub fn check_object(text: &str) -> Result<&str, JsonError> {
     check_kind(text, b'{', "object")
 }
 
-fn check_kind<'a>(
-    text: &'a str,
-    first: u8,
-    expected: &'static str,
-) -> Result<&'a str, JsonError> {
+fn check_kind<'a>(text: &'a str, first: u8, expected: &'static str) -> Result<&'a str, JsonError> {
     let value = check(text)?;
     if value.as_bytes().first() == Some(&first) {
         Ok(value)
@@ -160,10 +156,7 @@ mod tests {
 
     #[test]
     fn compacting_keeps_strings_and_numbers_as_they_are() {
-        assert_eq!(
-            compact("{ \"a b\" : [1.50,\n \"x \\\" y\"] }"),
-            r#"{"a b":[1.50,"x \" y"]}"#
-        );
+        assert_eq!(compact("{ \"a b\" : [1.50,\n \"x \\\" y\"] }"), r#"{"a b":[1.50,"x \" y"]}"#);
     }
 
     #[test]

@@ -1,11 +1,57 @@
-//! x
+//! sqjobs runs background jobs from Amazon SQS, each in a fresh, sandboxed WebAssembly component,
+//! and keeps their results in SQL. This crate is the binary `sqjobs-host` and the library behind
+//! it: a [`client::Client`] that adds jobs, and a [`worker::Worker`] that runs them.
+//!
+//! # A message, from receipt to settlement
+//!
+//! 1. [`worker`]: counts free slots and receives at most that many messages.
+//! 2. `worker/process.rs`: one message from receipt to settlement; the page to read first.
+//! 3. `worker/lease.rs`: keeps the message invisible meanwhile, and tells when that fails.
+//! 4. [`payload`]: body and attributes to a job.
+//! 5. [`registry`]: the job's name to the module that serves it.
+//! 6. [`sandbox`]: a fresh instance; set-up, run, tear-down, on-success or on-failure.
+//! 7. [`outcome`]: how the attempt ended, and at which stage.
+//! 8. [`retry`]: outcome, attempt and policy to what becomes of the message.
+//! 9. [`store`]: claims before, outcomes after; the job states as a diagram.
+//! 10. `worker/settle.rs`: deletes and returns, in batches.
+//!
+//! # A module file
+//!
+//! - A. [`registry`]: finds the files of the jobs folders.
+//! - B. [`registry::load`]: read, digest, check against the world, compile, ask what it holds.
+//! - C. [`registry::cache`]: compiled code on disk.
+//! - D. [`registry`]: one atomic store makes it current.
+//!
+//! # An added job
+//!
+//! - a. [`client`]: checks it; row and outbox row in one transaction ([`store::enqueue`]).
+//! - b. [`sender`]: outbox to broker, then marked as sent; swept by every worker.
+//!
+//! # An example
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use sqjobs::broker::sqs::SqsBroker;
+//! use sqjobs::client::{Client, JobRequest};
+//! use sqjobs::store::{Database, Store};
+//!
+//! # async fn add() -> Result<(), Box<dyn std::error::Error>> {
+//! let url = "postgres://app@db.internal/jobs".parse()?;
+//! let store = Store::open(&Database::Postgres { url, schema: "sqjobs".into() }).await?;
+//! let client = Client::new(store, Arc::new(SqsBroker::connect().await?));
+//! let added = client.add(JobRequest::new("adder_job").args(&[1, 2, 3, 4])?).await?;
+//! println!("{}", added.id);
+//! # Ok(())
+//! # }
+//! ```
+
 pub mod broker;
 pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod config;
-pub mod json;
 pub mod eager;
+pub mod json;
 mod outage;
 pub mod outcome;
 pub mod payload;

@@ -150,11 +150,10 @@ pub fn decode(
         Some(value) => string("name", value)?,
     };
     check_text("name", &name, MAX_NAME_BYTES)?;
-    let enqueued_at = attributes
-        .get(ENQUEUED_AT)
-        .map(|text| Timestamp::parse(text))
-        .transpose()
-        .map_err(|error| Malformed::Attribute { name: ENQUEUED_AT, reason: error.to_string() })?;
+    let enqueued_at =
+        attributes.get(ENQUEUED_AT).map(|text| Timestamp::parse(text)).transpose().map_err(
+            |error| Malformed::Attribute { name: ENQUEUED_AT, reason: error.to_string() },
+        )?;
     Ok(Job {
         id: id(fields.id, message_id)?,
         name,
@@ -250,8 +249,7 @@ fn decode_base64(body: &str) -> Result<String, Malformed> {
         })
         .collect();
     let bytes = LENIENT.decode(plain).map_err(|error| Malformed::NotBase64(error.to_string()))?;
-    String::from_utf8(bytes)
-        .map_err(|error| Malformed::NotUtf8(error.utf8_error().valid_up_to()))
+    String::from_utf8(bytes).map_err(|error| Malformed::NotUtf8(error.utf8_error().valid_up_to()))
 }
 
 fn string(key: &'static str, value: &RawValue) -> Result<String, Malformed> {

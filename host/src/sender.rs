@@ -121,36 +121,6 @@ impl Sender {
         self.store.outbox_sent(&done).await
     }
 
-    /// Sends one message that has no row.
-    ///
-    /// # Errors
-    /// The broker can't be asked, or refused it.
-    pub(crate) async fn send_one(
-        &self,
-        queue: &Queue,
-        message: OutgoingMessage,
-    ) -> Result<(), BrokerError> {
-        let results = self.broker.send(queue, &[message]).await?;
-        match results.into_iter().next() {
-            Some(Ok(_)) => Ok(()),
-            Some(Err(EntryError::Transient(reason))) => Err(BrokerError::Unavailable {
-                broker: self.broker.label(),
-                action: "SendMessage",
-                reason,
-            }),
-            Some(Err(error)) => Err(BrokerError::Refused {
-                action: "SendMessage",
-                queue: queue.name.clone(),
-                reason: error.to_string(),
-            }),
-            None => Err(BrokerError::Refused {
-                action: "SendMessage",
-                queue: queue.name.clone(),
-                reason: "the broker told nothing of the message".into(),
-            }),
-        }
-    }
-
     /// Looks a queue up, once.
     ///
     /// # Errors

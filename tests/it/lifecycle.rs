@@ -78,7 +78,7 @@ const ROWS: &[Row] = &[
     Row {
         rule: "a trap in set-up ends the instance and on-failure gets a fresh one",
         job: &["trap_in", "set-up"],
-        stages: &["set-up", "Trap in SetUp, attempt 1, again in Some", "on-failure"],
+        stages: &["set-up", "Trap in SetUp, attempt 1", "on-failure"],
         status: "RETRY",
         error: Some("unreachable"),
         warning: None,
@@ -86,7 +86,7 @@ const ROWS: &[Row] = &[
     Row {
         rule: "a trap in run skips tear-down",
         job: &["trap_in", "run"],
-        stages: &["set-up", "run", "Trap in Run, attempt 1, again in Some", "on-failure"],
+        stages: &["set-up", "run", "Trap in Run, attempt 1", "on-failure"],
         status: "RETRY",
         error: Some("unreachable"),
         warning: None,
@@ -94,13 +94,7 @@ const ROWS: &[Row] = &[
     Row {
         rule: "a trap in tear-down fails the attempt",
         job: &["trap_in", "tear-down"],
-        stages: &[
-            "set-up",
-            "run",
-            "tear-down",
-            "Trap in TearDown, attempt 1, again in Some",
-            "on-failure",
-        ],
+        stages: &["set-up", "run", "tear-down", "Trap in TearDown, attempt 1", "on-failure"],
         status: "RETRY",
         error: Some("unreachable"),
         warning: None,
@@ -116,7 +110,7 @@ const ROWS: &[Row] = &[
     Row {
         rule: "a trap in on-failure is a warning and the failure stands",
         job: &["trap_in", "run", "on-failure"],
-        stages: &["set-up", "run", "Trap in Run, attempt 1, again in Some", "on-failure"],
+        stages: &["set-up", "run", "Trap in Run, attempt 1", "on-failure"],
         status: "RETRY",
         error: Some("unreachable"),
         warning: Some("on-failure"),
@@ -304,6 +298,17 @@ on_every_pair! {
         assert_eq!(row.number("attempts"), 3);
         assert_eq!(row.raw("error"), "null", "an error that has passed");
         setup.wait_until_drained();
+    }
+
+    /// Whether the job runs again is decided before `on-failure` is called.
+    fn on_failure_is_told_whether_the_job_runs_again(pair) {
+        let setup = Setup::new(pair, &["outcomes"]);
+        setup.project.write("sqjobs.toml", "[jobs.trap_in]\nmax-attempts = 2\ninitial-backoff = \"1ms\"\n");
+        let id = setup.add(&["trap_in", "run"]);
+        let mut worker = setup.worker(&[]);
+        worker.wait_for_line(&[&id, "Trap in Run, attempt 1, again in Some"]);
+        worker.wait_for_line(&[&id, "Trap in Run, attempt 2, again in None"]);
+        let _ = setup.wait_for_status(&id, "FAILURE");
     }
 
     fn retry_after_spends_no_attempt(pair) {

@@ -301,12 +301,16 @@ on_every_pair! {
         assert!(setup.status("a").is_none());
     }
 
-    /// `record = false` drops only the result of a job that we added: its row is the fence.
-    fn an_added_job_that_records_nothing_has_a_row_without_a_result(pair) {
-        let setup = Setup::new(pair, &["outcomes"]);
-        let id = setup.add(&["unrecorded", "false"]);
+    /// `record = false` drops only the result of a job that we send ourselves: its row is the
+    /// fence.
+    fn a_child_that_records_nothing_has_a_row_without_a_result(pair) {
+        let setup = Setup::new(pair, &["outcomes", "samples"]);
+        setup.project.write("sqjobs.toml", "[jobs.echo_job]\nrecord = false\n");
+        let parent = setup.add(&["add_children", "1", "--kwarg", "name=echo_job"]);
         let _worker = setup.worker(&[]);
-        let row = setup.wait_for_status(&id, "SUCCESS");
+        let parent = setup.wait_for_status(&parent, "SUCCESS");
+        let children: Vec<String> = serde_json::from_str(parent.raw("result")).unwrap();
+        let row = setup.wait_for_status(&children[0], "SUCCESS");
         assert_eq!(row.raw("result"), "null");
     }
 

@@ -95,7 +95,7 @@ fn an_empty_jobs_folder_is_no_error_and_says_so() {
 /// The guest was compiled when version 1.0.0 of the interface was released, and stays.
 #[test]
 fn a_guest_of_each_released_version_still_runs() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("guests/released");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
     let mut guests: Vec<PathBuf> =
         std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     guests.retain(|path| path.extension().is_some_and(|extension| extension == "wasm"));

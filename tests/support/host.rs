@@ -119,9 +119,7 @@ impl Output {
     /// It is not.
     pub fn is_a_sentence(&self) -> &Self {
         assert!(!self.stderr.trim().is_empty(), "nothing on standard error: {self}");
-        for trace in
-            ["panicked at", "stack backtrace", "RUST_BACKTRACE", "Some(", "Error {", "Os {"]
-        {
+        for trace in ["thread '", "stack backtrace", "RUST_BACKTRACE", "Some(", "Error {", "Os {"] {
             assert!(!self.stderr.contains(trace), "`{trace}` is in the error of {self}");
         }
         self

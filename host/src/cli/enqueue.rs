@@ -116,7 +116,7 @@ pub(super) async fn add(config: Arc<Config>, arguments: &AddArguments) -> anyhow
     if !arguments.wait {
         return print::line(&added.id);
     }
-    if !added.is_tracked {
+    if !added.records_result {
         eprintln!(
             "error: job {} was added, but it records nothing, so there is no result to wait for",
             added.id

@@ -6,6 +6,20 @@ use super::{is_json, print};
 use crate::config::{BrokerKind, Config};
 use crate::store::Store;
 
+/// Migrates, and logs it if there was something to do.
+pub(super) async fn bring_up(store: &Store) -> anyhow::Result<()> {
+    let done = store.migrate().await?;
+    if done.from != done.to {
+        tracing::info!(
+            "migrated {} from schema version {} to {}",
+            store.label(),
+            done.from,
+            done.to
+        );
+    }
+    Ok(())
+}
+
 pub(super) async fn migrate(config: &Config) -> anyhow::Result<()> {
     let kind = config.chosen_broker.unwrap_or(BrokerKind::Local);
     let store = Store::open(&config.database(kind)).await?;

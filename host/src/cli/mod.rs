@@ -248,7 +248,7 @@ async fn open_store(config: &Config, broker: BrokerKind) -> anyhow::Result<Store
     let store = Store::open(&config.database(broker)).await?;
     match store.dialect() {
         Dialect::Sqlite => {
-            store.migrate().await?;
+            migrate::bring_up(&store).await?;
         }
         Dialect::Postgres => store.check_schema().await?,
     }

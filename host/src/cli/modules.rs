@@ -27,7 +27,9 @@ pub(super) async fn jobs(config: &Config) -> anyhow::Result<()> {
     // What was refused is said by the log, on standard error.
     let registry = Registry::load(&loader, &config.jobs_dirs).await?;
     let snapshot = registry.snapshot();
-    let mut grid = print::Grid::new(&["job", "queue", "module", "version", "digest", "records", "timeout", "schedule"]);
+    let mut grid = print::Grid::new(&[
+        "job", "queue", "module", "version", "digest", "records", "timeout", "schedule",
+    ]);
     for served in snapshot.jobs.values() {
         let (definition, version) = (&served.definition, &served.module.version);
         let timeout = config.limits(definition).timeout;

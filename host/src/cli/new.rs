@@ -73,8 +73,18 @@ pub(super) fn new(arguments: &NewArguments) -> anyhow::Result<()> {
 /// A name that is a folder, a cargo package and a Rust crate alike.
 fn check(name: &str) -> Result<(), Usage> {
     const TAKEN: [&str; 12] = [
-        "core", "alloc", "std", "test", "proc_macro", "sqjobs-sdk", "sqjobs_sdk", "fn", "mod",
-        "type", "struct", "impl",
+        "core",
+        "alloc",
+        "std",
+        "test",
+        "proc_macro",
+        "sqjobs-sdk",
+        "sqjobs_sdk",
+        "fn",
+        "mod",
+        "type",
+        "struct",
+        "impl",
     ];
     let begins = name.chars().next().is_some_and(|c| c.is_ascii_alphabetic());
     let goes_on = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');

@@ -231,7 +231,15 @@ pub(super) async fn list(config: &Config, arguments: &ListArguments) -> anyhow::
             .each_job(&filter, |job| print::line(&serde_json::to_string(&JobJson::new(&job))?))
             .await;
     }
-    let mut grid = print::Grid::new(&["id", "job", "queue", "status", "attempts", "created", "result or error"]);
+    let mut grid = print::Grid::new(&[
+        "id",
+        "job",
+        "queue",
+        "status",
+        "attempts",
+        "created",
+        "result or error",
+    ]);
     let mut count = 0u64;
     store
         .each_job(&filter, |job| {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use clap::Args;
 use tracing::{info, warn};
 
-use super::{Usage, open_broker, open_store};
+use super::{Usage, migrate, open_broker, open_store};
 use crate::config::{BrokerKind, Config};
 use crate::registry::Registry;
 use crate::registry::cache::Cache;
@@ -24,10 +24,7 @@ pub(super) struct WorkerArguments {
     pub(super) migrate: bool,
 }
 
-pub(super) async fn worker(
-    config: Arc<Config>,
-    arguments: &WorkerArguments,
-) -> anyhow::Result<()> {
+pub(super) async fn worker(config: Arc<Config>, arguments: &WorkerArguments) -> anyhow::Result<()> {
     let mut queues = arguments.queues.clone();
     queues.sort();
     queues.dedup();
@@ -52,7 +49,7 @@ pub(super) async fn worker(
     let stopping = crate::shutdown::listen()?;
     let store = if config.migrate {
         let store = Store::open(&config.database(kind)).await?;
-        store.migrate().await?;
+        migrate::bring_up(&store).await?;
         store
     } else {
         open_store(&config, kind).await?
@@ -63,7 +60,10 @@ pub(super) async fn worker(
     if registry.snapshot().jobs.is_empty() {
         let folders: Vec<_> =
             config.jobs_dirs.iter().map(|folder| folder.display().to_string()).collect();
-        warn!("no job is deployed in {}; messages go back with a growing delay", folders.join(", "));
+        warn!(
+            "no job is deployed in {}; messages go back with a growing delay",
+            folders.join(", ")
+        );
     }
     let broker = open_broker(&config, kind, &store).await?;
     let worker = Worker::new(

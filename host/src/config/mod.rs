@@ -183,8 +183,8 @@ impl Config {
             folders => folders,
         };
         let database = database(reader, &data_dir);
-        let chosen_broker = reader
-            .choice("broker", &[("local", BrokerKind::Local), ("sqs", BrokerKind::Sqs)]);
+        let chosen_broker =
+            reader.choice("broker", &[("local", BrokerKind::Local), ("sqs", BrokerKind::Sqs)]);
         let output = reader.choice("output", &[("text", Output::Text), ("json", Output::Json)]);
         let log_format =
             reader.choice("log-format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]);
@@ -371,7 +371,8 @@ fn database(reader: &mut Reader<'_>, data_dir: &Path) -> DatabaseChoice {
         let path = path.strip_prefix("//").unwrap_or(path);
         let path = path.split('?').next().unwrap_or_default();
         if path.is_empty() || path == ":memory:" {
-            let fault = "an SQLite database must be a file, as in `sqlite:PATH`: all processes share it";
+            let fault =
+                "an SQLite database must be a file, as in `sqlite:PATH`: all processes share it";
             reader.fault(&found.origin, fault);
             return default;
         }

@@ -109,17 +109,24 @@ impl<'a> Reader<'a> {
         let (base, origin) = (self.base(), format!("`{key}` in {}", self.top.label));
         let texts = match self.top.table.get(key) {
             None => return Vec::new(),
+            Some(toml::Value::Integer(_)) if key != "concurrency" => None,
+            Some(toml::Value::Boolean(_)) if key != "migrate" => None,
             Some(toml::Value::Array(items)) if key == "jobs-dir" => {
                 items.iter().map(scalar).collect::<Option<Vec<_>>>()
             }
             Some(value) => scalar(value).map(|text| vec![text]),
         };
         let Some(texts) = texts else {
-            self.fault(&origin, "expected a text or a number");
+            let expected = match key {
+                "concurrency" => "expected a number",
+                "migrate" => "expected `true` or `false`",
+                "jobs-dir" => "expected a text or a list of texts",
+                _ => "expected a text",
+            };
+            self.fault(&origin, expected);
             return Vec::new();
         };
-        let found =
-            |value| Found { value, origin: origin.clone(), base: base.clone() };
+        let found = |value| Found { value, origin: origin.clone(), base: base.clone() };
         texts.into_iter().map(found).collect()
     }
 
@@ -232,11 +239,7 @@ impl Place {
         }
     }
 
-    fn parse<T>(
-        &mut self,
-        key: &str,
-        parse: impl FnOnce(&str) -> Result<T, String>,
-    ) -> Option<T> {
+    fn parse<T>(&mut self, key: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
         let value = self.table.get(key)?;
         let parsed = match scalar(value) {
             Some(text) => parse(&text),
@@ -308,7 +311,10 @@ pub(super) fn duration(text: &str, least: Duration, most: Duration) -> Result<Du
         ));
     }
     if duration > most {
-        return Err(format!("expected at most {}, found `{text}`", humantime::format_duration(most)));
+        return Err(format!(
+            "expected at most {}, found `{text}`",
+            humantime::format_duration(most)
+        ));
     }
     Ok(duration)
 }

@@ -80,8 +80,7 @@ impl Definition {
         if let Err(error) = check_text("name", &told.name, MAX_NAME_BYTES) {
             return Err(DefinitionError::Name(error.to_string().replace("`name` ", "")));
         }
-        let wrong =
-            |reason: String| DefinitionError::Value { job: told.name.clone(), reason };
+        let wrong = |reason: String| DefinitionError::Value { job: told.name.clone(), reason };
         if let Some(queue) = &told.queue {
             check_text("queue", queue, 256).map_err(|error| wrong(error.to_string()))?;
         }

@@ -160,10 +160,9 @@ fn prepare(path: &Path, sandbox: &Sandbox, cache: &Cache) -> Result<Compiled, Lo
         LoadError::NotAComponent { path: path.into(), reason: error.root_cause().to_string() }
     })?;
     let imports = check_world(path, sandbox, &component)?;
-    let prepared = sandbox.prepare(&component).map_err(|error| LoadError::Unfit {
-        path: path.into(),
-        reason: format!("{error:#}"),
-    })?;
+    let prepared = sandbox
+        .prepare(&component)
+        .map_err(|error| LoadError::Unfit { path: path.into(), reason: format!("{error:#}") })?;
     let size = bytes.len() as u64;
     Ok(Compiled { prepared, digest, size, version: version(&bytes), imports })
 }

@@ -152,7 +152,7 @@ impl GuestOutput {
             let mut said = self.said.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             said.keep(&format!("{stream}: {text}"), self.limit)
         };
-        if is_kept {
+        if is_kept && !self.label.job_id.is_empty() {
             let label = &self.label;
             tracing::info!(
                 target: "sqjobs::guest",

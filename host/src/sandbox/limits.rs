@@ -90,10 +90,7 @@ impl ResourceLimiter for MemoryMeter {
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
         const ELEMENT_BYTES: usize = 8;
-        self.grow(
-            current.saturating_mul(ELEMENT_BYTES),
-            desired.saturating_mul(ELEMENT_BYTES),
-        )
+        self.grow(current.saturating_mul(ELEMENT_BYTES), desired.saturating_mul(ELEMENT_BYTES))
     }
 }
 

@@ -288,10 +288,8 @@ impl Setting<'_> {
             schedule: call.schedule.as_ref().map(|(name, _)| name.clone()),
             extra: Vec::new(),
         };
-        let begun = guest
-            .sqjobs_job_job()
-            .call_begin(&mut store, &context, &call.args, &call.kwargs)
-            .await;
+        let begun =
+            guest.sqjobs_job_job().call_begin(&mut store, &context, &call.args, &call.kwargs).await;
         match begun {
             Ok(Ok(())) => Ok(Live { store, guest }),
             Ok(Err(failure)) => Err(told(failure, Stage::SetUp)),
@@ -334,10 +332,8 @@ impl<'a> Attempt<'a> {
             2 => Stage::Run,
             _ => Stage::TearDown,
         };
-        let message = format!(
-            "took longer than its timeout of {}",
-            humantime::format_duration(limit)
-        );
+        let message =
+            format!("took longer than its timeout of {}", humantime::format_duration(limit));
         Outcome::Failed(Failure { cause: Cause::Timeout, stage, message, backtrace: None })
     }
 
@@ -452,9 +448,13 @@ impl<'a> Attempt<'a> {
         let came = tokio::time::timeout(HANDLER_DEADLINE, async {
             let live = match live {
                 Some(live) => fresh.insert(live),
-                None => fresh.insert(self.setting.begin().await.map_err(|failure| failure.message)?),
+                None => {
+                    fresh.insert(self.setting.begin().await.map_err(|failure| failure.message)?)
+                }
             };
-            Ok::<_, String>(live.guest.sqjobs_job_job().call_on_failure(&mut live.store, &report).await)
+            Ok::<_, String>(
+                live.guest.sqjobs_job_job().call_on_failure(&mut live.store, &report).await,
+            )
         })
         .await;
         match (came, &fresh) {
@@ -509,7 +509,12 @@ fn told(failure: wit::Failure, stage: Stage) -> Failure {
         wit::FailureKind::Permanent => Cause::Permanent,
     };
     let clean = |text| without_nul(cut(text, MAX_TEXT_BYTES));
-    Failure { cause, stage, message: clean(failure.message), backtrace: failure.backtrace.map(clean) }
+    Failure {
+        cause,
+        stage,
+        message: clean(failure.message),
+        backtrace: failure.backtrace.map(clean),
+    }
 }
 
 /// The failure of a guest whose call ended in a trap.

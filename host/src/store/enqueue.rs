@@ -11,8 +11,10 @@ use crate::payload::Job;
 pub struct NewJob {
     /// Id, name and arguments.
     pub job: Job,
-    /// The queue to send it to.
+    /// The queue's name, by which the job's row knows it.
     pub queue: String,
+    /// Where to send it, where that is not the name: the queue's URL.
+    pub queue_url: Option<String>,
     /// Message group: order on a FIFO queue, tenant on a standard one.
     pub group: Option<String>,
     /// The instant before which it must not run.
@@ -102,7 +104,7 @@ impl Store {
         ))
         .bind(&job.id)
         .bind(&job.name)
-        .bind(&new.queue)
+        .bind(new.queue_url.as_ref().unwrap_or(&new.queue))
         .bind(&job.args)
         .bind(&job.kwargs)
         .bind(&new.group)

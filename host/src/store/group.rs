@@ -15,10 +15,13 @@ use super::StoreError;
 /// below SQLite's limit of 32,766.
 const MAX_GROUP: usize = 64;
 
+/// Where the answer to one request goes.
+type Answer<A> = oneshot::Sender<Result<A, Arc<StoreError>>>;
+
 /// A door to a writer: requests of type `Q`, answered by `A`.
 #[derive(Debug)]
 pub(crate) struct Group<Q, A> {
-    calls: mpsc::Sender<(Q, oneshot::Sender<Result<A, Arc<StoreError>>>)>,
+    calls: mpsc::Sender<(Q, Answer<A>)>,
 }
 
 impl<Q, A> Clone for Group<Q, A> {
@@ -34,7 +37,7 @@ impl<Q: Send + Sync + 'static, A: Send + 'static> Group<Q, A> {
     where
         W: for<'a> Fn(&'a [Q]) -> BoxFuture<'a, Result<Vec<A>, StoreError>> + Send + Sync + 'static,
     {
-        let (calls, mut waiting) = mpsc::channel::<(Q, oneshot::Sender<_>)>(1024);
+        let (calls, mut waiting) = mpsc::channel::<(Q, Answer<A>)>(1024);
         tokio::spawn(async move {
             let mut group = Vec::new();
             while waiting.recv_many(&mut group, MAX_GROUP).await > 0 {
@@ -58,7 +61,7 @@ impl<Q: Send + Sync + 'static, A: Send + 'static> Group<Q, A> {
 async fn carry_out<Q, A, W>(
     write: &W,
     requests: &[Q],
-    answers: Vec<oneshot::Sender<Result<A, Arc<StoreError>>>>,
+    answers: Vec<Answer<A>>,
 ) where
     W: for<'a> Fn(&'a [Q]) -> BoxFuture<'a, Result<Vec<A>, StoreError>>,
 {

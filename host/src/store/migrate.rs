@@ -41,9 +41,7 @@ impl Store {
                 drop(lock);
                 migrated
             }
-            Database::Postgres { schema, .. } => {
-                self.run_migrations(&POSTGRES, Some(schema)).await
-            }
+            Database::Postgres { schema, .. } => self.run_migrations(&POSTGRES, Some(schema)).await,
         }
     }
 
@@ -74,9 +72,9 @@ impl Store {
     /// The version of the database's schema; 0 when there is none.
     async fn schema_version(&self) -> Result<i64, StoreError> {
         let exists = match &self.inner.database {
-            Database::Sqlite { .. } => format!(
-                "SELECT CAST(count(*) AS bigint) FROM sqlite_master WHERE name = '{TABLE}'"
-            ),
+            Database::Sqlite { .. } => {
+                format!("SELECT CAST(count(*) AS bigint) FROM sqlite_master WHERE name = '{TABLE}'")
+            }
             Database::Postgres { schema, .. } => format!(
                 "SELECT CAST(count(*) AS bigint) FROM pg_catalog.pg_tables \
                  WHERE schemaname = '{}' AND tablename = '{TABLE}'",
@@ -131,7 +129,9 @@ impl Store {
             return Err(failed(MigrateError::Dirty(version)));
         }
         let applied = connection.list_applied_migrations(TABLE).await.map_err(failed)?;
-        for migration in migrator.iter().filter(|migration| !migration.migration_type.is_down_migration()) {
+        for migration in
+            migrator.iter().filter(|migration| !migration.migration_type.is_down_migration())
+        {
             match applied.iter().find(|applied| applied.version == migration.version) {
                 Some(applied) if applied.checksum != migration.checksum => {
                     return Err(failed(MigrateError::VersionMismatch(migration.version)));

@@ -53,7 +53,9 @@ pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(20);
 #[non_exhaustive]
 pub enum StoreError {
     /// The URL is not one of a database that is supported.
-    #[error("`{url}` is not a database URL: {reason}; use sqlite:PATH or postgres://USER@HOST/DATABASE")]
+    #[error(
+        "`{url}` is not a database URL: {reason}; use sqlite:PATH or postgres://USER@HOST/DATABASE"
+    )]
     Url {
         /// The URL, without its password.
         url: String,
@@ -159,10 +161,13 @@ pub fn is_transient(error: &sqlx::Error) -> bool {
             // PostgreSQL: connection, resources, operator intervention, serialization, lock,
             // read-only after a fail-over. SQLite (primary and extended): busy, locked, I/O, full.
             Some(code) => {
-                ["08", "53", "57", "58"].iter().any(|class| code.len() == 5 && code.starts_with(class))
+                ["08", "53", "57", "58"]
+                    .iter()
+                    .any(|class| code.len() == 5 && code.starts_with(class))
                     || matches!(code.as_ref(), "40001" | "40P01" | "55P03" | "25006" | "XX000")
                     || code.parse::<i32>().is_ok_and(|code| {
-                        code.checked_rem(256).is_some_and(|primary| matches!(primary, 5 | 6 | 10 | 13 | 14))
+                        code.checked_rem(256)
+                            .is_some_and(|primary| matches!(primary, 5 | 6 | 10 | 13 | 14))
                             && code < 10_000
                     })
             }

@@ -164,9 +164,8 @@ impl Store {
         for value in values {
             query = query.bind(value);
         }
-        let mut rows = query
-            .bind(i64::try_from(filter.limit).unwrap_or(i64::MAX))
-            .fetch(&self.inner.pool);
+        let mut rows =
+            query.bind(i64::try_from(filter.limit).unwrap_or(i64::MAX)).fetch(&self.inner.pool);
         let action = "list jobs";
         while let Some(row) = rows.try_next().await.map_err(self.failed(action))? {
             each(JobStatus::read(&row).map_err(self.failed(action))?)?;

@@ -124,7 +124,10 @@ impl Leases {
             is_alive
         });
         if lost > 0 {
-            warn!(lost, "lost the lease of {lost} message(s); their attempts are stopped and store nothing");
+            warn!(
+                lost,
+                "lost the lease of {lost} message(s); their attempts are stopped and store nothing"
+            );
         }
     }
 

@@ -110,7 +110,8 @@ impl Worker {
             polled.push((Arc::new(Polled { queue, settler }), Arc::new(Semaphore::new(limit))));
         }
         let id = uuid::Uuid::new_v4().to_string();
-        let names: Vec<&str> = polled.iter().map(|(polled, _)| polled.queue.name.as_str()).collect();
+        let names: Vec<&str> =
+            polled.iter().map(|(polled, _)| polled.queue.name.as_str()).collect();
         let row = WorkerRow {
             id: id.clone(),
             host: gethostname::gethostname().to_string_lossy().into_owned(),
@@ -362,7 +363,8 @@ async fn run_group(shared: &Shared, polled: &Polled, group: Vec<(Delivery, Slot)
         .collect();
     waiting.reverse();
     while let Some((delivery, lease, slot)) = waiting.pop() {
-        if !lease.is_held() || process(shared, polled, delivery, lease, slot).await == Settled::Stays
+        if !lease.is_held()
+            || process(shared, polled, delivery, lease, slot).await == Settled::Stays
         {
             break;
         }

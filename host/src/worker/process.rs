@@ -81,10 +81,8 @@ pub(super) async fn process(
 
     let call = held.call(&job, &served, begun.as_ref());
     let watch = Watch { stop: lease.stopped(), ..Watch::none() };
-    let execution = worker
-        .sandbox
-        .execute(&served.module.prepared, &call, Some(&worker.store), watch)
-        .await;
+    let execution =
+        worker.sandbox.execute(&served.module.prepared, &call, Some(&worker.store), watch).await;
     if execution.outcome == Outcome::LeaseLost {
         warn!(job.id = %printable(&job.id), attempt = call.attempt, "job {} lost its lease; nothing of this attempt is stored", printable(&job.id));
         return Settled::Stays;
@@ -135,13 +133,7 @@ impl Message<'_> {
 
     /// Takes ownership of the job; `None` when it needs no claim, or the lease was lost while
     /// the database was away.
-    async fn claim(
-        &self,
-        lease: &Lease,
-        job: &Job,
-        served: &Served,
-        token: &str,
-    ) -> Option<Claim> {
+    async fn claim(&self, lease: &Lease, job: &Job, served: &Served, token: &str) -> Option<Claim> {
         if !self.needs_claim(job, served) {
             return None;
         }
@@ -212,8 +204,8 @@ impl Message<'_> {
         is_parked: bool,
     ) -> Option<bool> {
         let outcome = &execution.outcome;
-        let leaves_nothing =
-            matches!(outcome, Outcome::Success(_) | Outcome::Interrupted) && execution.added.is_empty();
+        let leaves_nothing = matches!(outcome, Outcome::Success(_) | Outcome::Interrupted)
+            && execution.added.is_empty();
         if !is_claimed && leaves_nothing {
             return Some(true);
         }
@@ -340,7 +332,8 @@ impl Message<'_> {
     /// deploy can catch up, until the queue itself would move it.
     async fn give_back_unknown(&self, lease: Lease, job: Job) -> Settled {
         let receives = self.delivery.receive_count;
-        let most = self.polled.queue.max_receive_count.unwrap_or(u32::MAX).min(MAX_UNKNOWN_RECEIVES);
+        let most =
+            self.polled.queue.max_receive_count.unwrap_or(u32::MAX).min(MAX_UNKNOWN_RECEIVES);
         if receives >= most {
             let reason = format!(
                 "no module holds the job `{}`; the message was received {receives} times",

@@ -82,6 +82,7 @@ impl AttemptContext {
                 is_tracked: true,
             },
             queue,
+            queue_url: None,
             group: request.group,
             not_before: request.delay_ms.map(|ms| now.after(Duration::from_millis(ms))),
             parent_id: Some(parent.clone()),

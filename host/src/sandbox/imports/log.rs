@@ -34,11 +34,12 @@ impl Host for AttemptContext {
         let is_kept = {
             let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
             if target == PANIC {
-                said.panic = Some(line.clone());
+                said.panic = Some(panic_message(&line));
             }
             said.keep(&format!("{name}: {text}"), self.limits.log_bytes)
         };
-        if is_kept {
+        // Without a job's id it is `describe` that speaks: its error will say so.
+        if is_kept && !self.label.job_id.is_empty() {
             let label = &self.label;
             macro_rules! tell {
                 ($event:ident) => {
@@ -64,6 +65,16 @@ impl Host for AttemptContext {
     }
 }
 
+/// A panic's message with its place behind it, from `panicked at PLACE:` and the message in the
+/// line below, as Rust tells them.
+fn panic_message(told: &str) -> String {
+    let parted = told.strip_prefix("panicked at ").and_then(|rest| rest.split_once(":\n"));
+    match parted {
+        Some((place, message)) => format!("panic: {message} (at {place})"),
+        None => told.to_owned(),
+    }
+}
+
 const fn level_name(level: Level) -> &'static str {
     match level {
         Level::Trace => "TRACE",
@@ -71,5 +82,19 @@ const fn level_name(level: Level) -> &'static str {
         Level::Info => "INFO",
         Level::Warn => "WARN",
         Level::Error => "ERROR",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_told_by_its_message_first() {
+        assert_eq!(
+            panic_message("panicked at src/lib.rs:1:2:\nno way"),
+            "panic: no way (at src/lib.rs:1:2)"
+        );
+        assert_eq!(panic_message("anything else"), "anything else");
     }
 }
