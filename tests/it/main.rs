@@ -40,3 +40,4 @@ mod migrate;
 mod modules;
 mod old_producers;
 mod shutdown;
+mod store_contract;

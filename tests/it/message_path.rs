@@ -301,8 +301,15 @@ on_every_pair! {
         assert!(setup.status("a").is_none());
     }
 
-    /// `record = false` drops only the result of a job that we send ourselves: its row is the
-    /// fence.
+    /// `record = false` drops only the result of a job that we added: its row is the fence.
+    fn an_added_job_that_records_nothing_has_a_row_without_a_result(pair) {
+        let setup = Setup::new(pair, &["outcomes"]);
+        let id = setup.add(&["unrecorded", "false"]);
+        let _worker = setup.worker(&[]);
+        let row = setup.wait_for_status(&id, "SUCCESS");
+        assert_eq!(row.raw("result"), "null");
+    }
+
     fn a_child_that_records_nothing_has_a_row_without_a_result(pair) {
         let setup = Setup::new(pair, &["outcomes", "samples"]);
         setup.project.write("sqjobs.toml", "[jobs.echo_job]\nrecord = false\n");

@@ -277,6 +277,28 @@ impl Store {
         Ok(())
     }
 
+    /// Notes how far a running attempt is. Told by one that lost its claim, it changes nothing.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn set_progress(
+        &self,
+        job_id: &str,
+        token: &str,
+        share: f64,
+        message: Option<&str>,
+    ) -> Result<(), StoreError> {
+        let query = sqlx::query(self.sql(
+            "UPDATE {p}jobs SET progress = $1, progress_message = $2, updated_at = {now} \
+             WHERE id = $3 AND token = $4",
+        ))
+        .bind(share)
+        .bind(message.map(str::to_owned))
+        .bind(job_id.to_owned())
+        .bind(token.to_owned());
+        self.within("note a job's progress", query.execute(&self.inner.pool)).await.map(|_| ())
+    }
+
     /// Puts the job's message into the outbox, to be sent when its wait is over.
     async fn park(
         &self,

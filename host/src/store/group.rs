@@ -58,11 +58,8 @@ impl<Q: Send + Sync + 'static, A: Send + 'static> Group<Q, A> {
 }
 
 /// Carries out a group, split into single requests if the database refuses it as a whole.
-async fn carry_out<Q, A, W>(
-    write: &W,
-    requests: &[Q],
-    answers: Vec<Answer<A>>,
-) where
+async fn carry_out<Q, A, W>(write: &W, requests: &[Q], answers: Vec<Answer<A>>)
+where
     W: for<'a> Fn(&'a [Q]) -> BoxFuture<'a, Result<Vec<A>, StoreError>>,
 {
     match write(requests).await {

@@ -80,9 +80,22 @@ pub(super) async fn process(
     };
 
     let call = held.call(&job, &served, begun.as_ref());
-    let watch = Watch { stop: lease.stopped(), ..Watch::none() };
+    let (progress, told) = tokio::sync::watch::channel(None);
+    let watch = Watch { stop: lease.stopped(), progress };
     let execution =
-        worker.sandbox.execute(&served.module.prepared, &call, Some(&worker.store), watch).await;
+        worker.sandbox.execute(&served.module.prepared, &call, Some(&worker.store), watch);
+    let execution = tokio::select! {
+        execution = execution => execution,
+        never = note_progress(&worker.store, &job.id, &token, told.clone()) => match never {},
+    };
+    let last_told = told.borrow().clone();
+    if let (Some(_), Some((share, message))) = (&begun, last_told) {
+        // The last word may have come just before the end. Losing it harms nothing.
+        let noted = worker.store.set_progress(&job.id, &token, share, message.as_deref()).await;
+        if let Err(error) = noted {
+            debug!("a job's progress was not noted: {error}");
+        }
+    }
     if execution.outcome == Outcome::LeaseLost {
         warn!(job.id = %printable(&job.id), attempt = call.attempt, "job {} lost its lease; nothing of this attempt is stored", printable(&job.id));
         return Settled::Stays;
@@ -114,6 +127,28 @@ pub(super) async fn process(
         Settlement::Abandon => Settled::Stays,
     }
 }
+
+/// Writes what the guest tells of its progress, at most twice a second, until it is dropped.
+async fn note_progress(
+    store: &crate::store::Store,
+    job_id: &str,
+    token: &str,
+    mut told: tokio::sync::watch::Receiver<crate::sandbox::context::Progress>,
+) -> std::convert::Infallible {
+    while told.changed().await.is_ok() {
+        let latest = told.borrow_and_update().clone();
+        if let Some((share, message)) = latest
+            && let Err(error) = store.set_progress(job_id, token, share, message.as_deref()).await
+        {
+            debug!("a job's progress was not noted: {error}");
+        }
+        tokio::time::sleep(PROGRESS_PAUSE).await;
+    }
+    std::future::pending().await
+}
+
+/// Least time between two writes of one job's progress.
+const PROGRESS_PAUSE: Duration = Duration::from_millis(500);
 
 /// A delivery, and who holds it.
 struct Message<'a> {

@@ -7,6 +7,7 @@ struct Adder;
 
 impl Job for Adder {
     const NAME: &str = "{{name}}";
+    const QUEUE: Option<&str> = Some("{{name}}");
 
     fn run(&mut self, call: &Call) -> Result<impl Serialize> {
         let numbers: Vec<i64> = call.args()?;
