@@ -51,10 +51,10 @@ use crate::options::{Arguments, epoch_millis, to_raw};
 use crate::{Call, Failure, FailureCause, FailureKind, FailureReport, Job, Result, Stage, log};
 
 /// Attempts that a job has in a test where neither the job nor the test says how many.
-const DEFAULT_MAX_ATTEMPTS: u32 = 3;
+const DEFAULT_MAX_ATTEMPTS: u32 = 5;
 
 /// Upper bound of the wait before a retry in a test where the job doesn't say one.
-const DEFAULT_WAIT: Duration = Duration::from_secs(1);
+const DEFAULT_WAIT: Duration = Duration::from_secs(5);
 
 /// An attempt of a job, to be set up by the methods and then [`run`](Attempt::run).
 pub fn attempt<J: Job>() -> Attempt<J> {

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::config::{BehaviorVersion, Credentials, Region};
-use aws_sdk_sqs::types::{Message, QueueAttributeName};
+use aws_sdk_sqs::types::{Message, QueueAttributeName, SendMessageBatchRequestEntry};
 
 use crate::servers::{self, RUNTIME};
 
@@ -65,6 +65,23 @@ impl SqsQueue {
     pub fn send(&self, body: &str) -> String {
         let call = CLIENT.send_message().queue_url(&self.url).message_body(body).send();
         RUNTIME.block_on(call).unwrap().message_id.unwrap()
+    }
+
+    /// Sends a body so many times, in batches of ten.
+    ///
+    /// # Panics
+    /// The server refuses.
+    pub fn send_many(&self, body: &str, count: usize) {
+        for begin in (0..count).step_by(10) {
+            let entries = (begin..count.min(begin + 10)).map(|id| {
+                let entry = SendMessageBatchRequestEntry::builder().id(id.to_string());
+                entry.message_body(body).build().unwrap()
+            });
+            let call = CLIENT.send_message_batch().queue_url(&self.url);
+            let call = call.set_entries(Some(entries.collect())).send();
+            let sent = RUNTIME.block_on(call).unwrap();
+            assert!(sent.failed.is_empty(), "{:?}", sent.failed);
+        }
     }
 
     /// Receives up to ten messages without waiting, and hides them for `visibility_secs`.

@@ -173,9 +173,9 @@ fn an_attempt_that_fails_adds_only_what_is_sent_at_once() {
 #[test]
 fn the_last_attempt_is_not_repeated() {
     let run = |attempt: u32| super::attempt::<Fragile>().kwarg("fail", ["run"]).attempt(attempt);
-    assert_eq!(run(2).run().failure().unwrap().retry_in(), Some(DEFAULT_WAIT));
-    assert_eq!(run(3).run().failure().unwrap().retry_in(), None);
-    assert_eq!(run(3).max_attempts(4).run().failure().unwrap().retry_in(), Some(DEFAULT_WAIT));
+    assert_eq!(run(4).run().failure().unwrap().retry_in(), Some(DEFAULT_WAIT));
+    assert_eq!(run(5).run().failure().unwrap().retry_in(), None);
+    assert_eq!(run(5).max_attempts(6).run().failure().unwrap().retry_in(), Some(DEFAULT_WAIT));
 }
 
 /// Returns what its argument names.

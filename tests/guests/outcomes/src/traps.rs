@@ -97,7 +97,7 @@ mod tests {
         let outcome = testing::attempt::<TrapIn>().arg("tear-down").run();
         assert_eq!(
             outcome.log_text(),
-            "set-up\nrun\ntear-down\nTrap in TearDown, attempt 1, again in Some(1s)\non-failure"
+            "set-up\nrun\ntear-down\nTrap in TearDown, attempt 1, again in Some(5s)\non-failure"
         );
     }
 
