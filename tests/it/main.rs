@@ -39,5 +39,6 @@ mod message_path;
 mod migrate;
 mod modules;
 mod old_producers;
+mod outages;
 mod shutdown;
 mod store_contract;

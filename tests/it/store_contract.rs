@@ -176,7 +176,9 @@ on_every_database! {
         let job = job("a");
         let _ = begin(&store, &job, "old").await;
         store.remove_worker("w").await.unwrap();
-        let begun = begin(&store, &job, "new").await;
+        store.renew_worker(&worker("w2", LEASE)).await.unwrap();
+        let claims = store.claim(&[claim(&job, "w2", "new")]).await.unwrap();
+        let Claim::Begun(begun) = &claims[0] else { panic!("{claims:?}") };
         assert_eq!((begun.attempt, begun.crashes, begun.spent), (2, 1, 0));
         assert!(!end(&store, finish(&job, "old", 1, Ending::Success)).await);
         assert_eq!(store.status("a").await.unwrap().unwrap().status, "RUNNING");

@@ -10,6 +10,7 @@ use super::dead::DeadMessage;
 use super::{Store, StoreError, placeholders};
 use crate::clock::Timestamp;
 use crate::payload::Job;
+use crate::text::without_nul;
 
 /// How long a taken row is left to the sender that took it, in milliseconds.
 const TAKEN_FOR_MS: i64 = 30_000;
@@ -134,7 +135,7 @@ impl Store {
         let query = sqlx::query(
             self.sql("UPDATE {p}outbox SET error = $1, taken_until = {now} + $2 WHERE id = $3"),
         )
-        .bind(error.to_owned())
+        .bind(without_nul(error.to_owned()))
         .bind(wait_ms)
         .bind(id);
         self.within("note what was not sent", query.execute(&self.inner.pool)).await.map(|_| ())
@@ -163,7 +164,7 @@ impl Store {
                      error_kind = 'undeliverable', finished_at = {now}, updated_at = {now}, \
                      retry_at = NULL WHERE id = $2 AND status IN ('PENDING', 'RETRY')",
                 ))
-                .bind(&dead.reason)
+                .bind(without_nul(dead.reason.clone()))
                 .bind(&dead.job_id)
                 .execute(&mut *write.tx)
                 .await?;
