@@ -108,6 +108,11 @@ impl Sender {
                     let wait_ms = (1000i64 << row.tries.clamp(0, 6)).min(60_000);
                     self.store.outbox_failed(row.id, &reason, wait_ms).await?;
                 }
+                Err(error) if row.body.is_some() => {
+                    // The job is in the dead list already; only its copy is given up.
+                    warn!(queue, job.id = %printable(&row.job.id), "no copy of a dead job: {error}");
+                    done.push(row.id);
+                }
                 Err(error) => {
                     warn!(
                         queue, job.id = %printable(&row.job.id),

@@ -100,6 +100,7 @@ fn finish(job: &Job, token: &str, attempt: u32, ending: Ending) -> FinishRequest
         duration: Duration::from_millis(7),
         children: Vec::new(),
         is_parked: false,
+        dead_letter_queue: None,
     }
 }
 
@@ -278,6 +279,23 @@ on_every_database! {
             .await
             .unwrap();
         assert_eq!(count, 1, "put aside twice, kept once");
+    }
+
+    async fn a_copy_for_the_dead_letter_queue_is_the_exact_body(store) {
+        let job = job("a");
+        let _ = begin(&store, &job, "t").await;
+        let message = DeadMessage { body: "exactly  this".into(), ..dead("a") };
+        let request = FinishRequest {
+            dead_letter_queue: Some("http://h/dead".into()),
+            ..finish(&job, "t", 1, Ending::Failure(Box::new(message)))
+        };
+        assert!(end(&store, request).await);
+        let rows = store.take_outbox(10, 0).await.unwrap();
+        assert_eq!(rows.len(), 1);
+        assert_eq!(rows[0].queue, "http://h/dead");
+        assert_eq!(rows[0].body.as_deref(), Some("exactly  this"));
+        store.outbox_sent(&[rows[0].id]).await.unwrap();
+        assert_eq!(store.status("a").await.unwrap().unwrap().status, "FAILURE");
     }
 
     async fn what_an_attempt_added_is_sent_only_if_it_was_stored(store) {

@@ -86,6 +86,9 @@ pub struct FinishRequest {
     /// Send the job's message again from the outbox after the ending's wait, instead of
     /// relying on the message that the queue holds.
     pub is_parked: bool,
+    /// Where a copy of a message goes whose job failed for good: the address of the queue's
+    /// dead-letter queue.
+    pub dead_letter_queue: Option<String>,
 }
 
 impl Store {
@@ -114,6 +117,9 @@ impl Store {
         for request in &won {
             if let Ending::Failure(dead) = &request.ending {
                 self.insert_dead(&mut write, dead, now).await?;
+                if let Some(queue) = &request.dead_letter_queue {
+                    self.copy_to(&mut write, queue, dead, now).await?;
+                }
             }
             for child in &request.children {
                 self.insert_job(&mut write, child, now, now).await?;
@@ -297,6 +303,30 @@ impl Store {
         .bind(job_id.to_owned())
         .bind(token.to_owned());
         self.within("note a job's progress", query.execute(&self.inner.pool)).await.map(|_| ())
+    }
+
+    /// Puts a copy of a dead job's message, exactly as it was, into the outbox.
+    async fn copy_to(
+        &self,
+        write: &mut Write,
+        queue: &str,
+        dead: &DeadMessage,
+        now: i64,
+    ) -> Result<(), sqlx::Error> {
+        sqlx::query(self.sql(
+            "INSERT INTO {p}outbox (job_id, job_name, queue, message_group, enqueued_at, \
+             not_before, body) VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        ))
+        .bind(&dead.id)
+        .bind(dead.job.as_deref().unwrap_or_default())
+        .bind(queue)
+        .bind(&dead.group)
+        .bind(now)
+        .bind(now)
+        .bind(&dead.body)
+        .execute(&mut *write.tx)
+        .await?;
+        Ok(())
     }
 
     /// Puts the job's message into the outbox, to be sent when its wait is over.

@@ -114,7 +114,8 @@ pub(super) async fn process(
         }
         None => return Settled::Stays,
     }
-    if !execution.added.is_empty() || is_parked {
+    let is_dead = execution.settlement == Settlement::DeadLetter;
+    if !execution.added.is_empty() || is_parked || is_dead {
         worker.sender.wake();
     }
     match execution.settlement {
@@ -285,6 +286,7 @@ impl Message<'_> {
             duration: execution.duration,
             children: execution.added.clone(),
             is_parked,
+            dead_letter_queue: self.polled.queue.dead_letter_queue.clone(),
         };
         let finishes = &self.worker.finishes;
         self.persist(lease, || finishes.call(request.clone())).await
