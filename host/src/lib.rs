@@ -9,7 +9,7 @@
 //! 3. `worker/lease.rs`: keeps the message invisible meanwhile, and tells when that fails.
 //! 4. [`payload`]: body and attributes to a job.
 //! 5. [`registry`]: the job's name to the module that serves it.
-//! 6. [`sandbox`]: a fresh instance; set-up, run, tear-down, on-success or on-failure.
+//! 6. [`sandbox`] and `sandbox/attempt.rs`: a fresh instance; set-up, run, tear-down, on-success or on-failure.
 //! 7. [`outcome`]: how the attempt ended, and at which stage.
 //! 8. [`retry`]: outcome, attempt and policy to what becomes of the message.
 //! 9. [`store`]: claims before, outcomes after; the job states as a diagram.

@@ -281,6 +281,21 @@ on_every_database! {
         assert_eq!(count, 1, "put aside twice, kept once");
     }
 
+    /// Two producers may use one id for jobs that nobody holds.
+    async fn of_two_messages_put_aside_under_one_id_both_are_kept(store) {
+        let unknown = |body: &str, message: &str| DeadMessage {
+            kind: DeadKind::UnknownJob,
+            body: body.into(),
+            message_id: Some(message.into()),
+            ..dead("1")
+        };
+        store.put_aside(&unknown("one", "m1")).await.unwrap();
+        store.put_aside(&unknown("two", "m2")).await.unwrap();
+        store.put_aside(&unknown("two", "m2")).await.unwrap();
+        assert_eq!(store.dead("1").await.unwrap().unwrap().body, b"one");
+        assert_eq!(store.dead("m2").await.unwrap().unwrap().body, b"two");
+    }
+
     async fn a_copy_for_the_dead_letter_queue_is_the_exact_body(store) {
         let job = job("a");
         let _ = begin(&store, &job, "t").await;

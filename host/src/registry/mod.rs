@@ -14,6 +14,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tracing::{info, warn};
 
+use crate::outage::chain;
 use crate::text::printable;
 use definition::Definition;
 use load::{LoadError, Loader, Module};
@@ -126,25 +127,10 @@ impl Snapshot {
     }
 
     fn refuse(&mut self, path: PathBuf, error: &LoadError) {
-        let reason = describe(error);
+        let reason = chain(error);
         warn!(module = %load::module_name(&path), "refused a module: {}", printable(&reason));
         self.refused.push(Refused { path, reason });
     }
-}
-
-/// An error with its causes, in one line.
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// All `*.wasm` of the folders, by file name, so that who serves a job name that two files claim

@@ -137,20 +137,43 @@ impl Store {
         .await
     }
 
+    /// Writes an entry. One of this id that another message left stays as it is: then the new
+    /// one is known by its message's id, so that neither body is lost.
     pub(super) async fn insert_dead(
         &self,
         write: &mut Write,
         dead: &DeadMessage,
         now: i64,
     ) -> Result<(), sqlx::Error> {
-        sqlx::query(self.sql(
-            "INSERT INTO {p}dead (id, kind, queue, job, job_id, message_id, reason, body, \
+        if self.upsert_dead(write, &dead.id, dead, now).await? {
+            return Ok(());
+        }
+        let other = match &dead.message_id {
+            Some(id) if *id != dead.id => id.clone(),
+            _ => uuid::Uuid::new_v4().to_string(),
+        };
+        self.upsert_dead(write, &other, dead, now).await.map(|_| ())
+    }
+
+    /// Inserts an entry, or renews the one that the same message or the same job left; tells
+    /// whether it did.
+    async fn upsert_dead(
+        &self,
+        write: &mut Write,
+        id: &str,
+        dead: &DeadMessage,
+        now: i64,
+    ) -> Result<bool, sqlx::Error> {
+        let done = sqlx::query(self.sql(
+            "INSERT INTO {p}dead AS d (id, kind, queue, job, job_id, message_id, reason, body, \
              attributes, body_bytes, message_group, received_at) \
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) \
-             ON CONFLICT (id) DO UPDATE SET kind = excluded.kind, reason = excluded.reason, \
-             received_at = excluded.received_at",
+             ON CONFLICT (id) DO UPDATE SET reason = excluded.reason, body = excluded.body, \
+             attributes = excluded.attributes, body_bytes = excluded.body_bytes, \
+             received_at = excluded.received_at WHERE d.kind = excluded.kind \
+             AND (d.body = excluded.body OR d.kind IN ('failed', 'crashed', 'undeliverable', 'lost'))",
         ))
-        .bind(&dead.id)
+        .bind(id.to_owned())
         .bind(dead.kind.name())
         .bind(&dead.queue)
         .bind(&dead.job)
@@ -164,7 +187,7 @@ impl Store {
         .bind(now)
         .execute(&mut *write.tx)
         .await?;
-        Ok(())
+        Ok(done.rows_affected() > 0)
     }
 
     /// Calls `each` with the entries that match, newest first, in bounded memory.
