@@ -156,9 +156,10 @@ impl Worker {
             tokio::spawn(keep_row(shared.store.clone(), row.clone())),
             tokio::spawn(shared.sender.clone().sweep()),
         ];
+        let patience = Patience::of(queues.len(), shared.config.concurrency);
         let polls: Vec<_> = queues
             .into_iter()
-            .map(|(polled, slots)| tokio::spawn(poll(shared.clone(), polled, slots)))
+            .map(|(polled, slots)| tokio::spawn(poll(shared.clone(), polled, slots, patience)))
             .collect();
         for poll in polls {
             if let Err(error) = poll.await {
@@ -224,6 +225,25 @@ async fn drain(shared: &Arc<Shared>) {
     }
 }
 
+/// How many slots a poll of an idle queue keeps from the worker's other queues, and how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Patience {
+    idle_slots: usize,
+    wait_secs: u32,
+}
+
+impl Patience {
+    /// A queue that is alone has all slots. Of several, an idle one is polled with one slot; when
+    /// there are not enough slots for one each and one to spare, polls are short, so that the
+    /// slots go round.
+    fn of(queues: usize, concurrency: usize) -> Self {
+        Self {
+            idle_slots: if queues <= 1 { MAX_BATCH } else { 1 },
+            wait_secs: if queues <= 1 || concurrency > queues { MAX_WAIT_SECS } else { 1 },
+        }
+    }
+}
+
 /// One answer of a receive call, with the slots that were kept for it.
 struct Polling {
     asked: usize,
@@ -232,16 +252,26 @@ struct Polling {
 }
 
 /// Receives from one queue until the worker stops.
-async fn poll(shared: Arc<Shared>, polled: Arc<Polled>, queue_slots: Arc<Semaphore>) {
+async fn poll(
+    shared: Arc<Shared>,
+    polled: Arc<Polled>,
+    queue_slots: Arc<Semaphore>,
+    patience: Patience,
+) {
     let queue = &polled.queue;
     let outage = Outage::new(&format!("receive from queue `{}`", queue.name));
     let mut backoff = Backoff::default();
     let mut polls = FuturesUnordered::new();
     // A queue that filled its last answer has more: it is asked again before that is worked off.
     let mut is_full = false;
+    // An idle queue keeps few slots from the others while it is polled.
+    let mut is_idle = true;
     loop {
         let may_ask = polls.is_empty() || (is_full && polls.len() < MAX_POLLS);
-        let wait = if polls.is_empty() { MAX_WAIT_SECS } else { 0 };
+        let most = if is_idle { patience.idle_slots } else { MAX_BATCH };
+        // Only a poll that keeps no more slots than an idle queue may is a long one.
+        let is_long = polls.is_empty() && most == patience.idle_slots;
+        let wait = if is_long { patience.wait_secs } else { 0 };
         tokio::select! {
             biased;
             () = shared.stopping.cancelled() => break,
@@ -252,6 +282,7 @@ async fn poll(shared: Arc<Shared>, polled: Arc<Polled>, queue_slots: Arc<Semapho
                         outage.over();
                         backoff = Backoff::default();
                         is_full = deliveries.len() == asked;
+                        is_idle = deliveries.is_empty();
                         dispatch(&shared, &polled, deliveries, slots);
                     }
                     Err(error) => {
@@ -265,7 +296,7 @@ async fn poll(shared: Arc<Shared>, polled: Arc<Polled>, queue_slots: Arc<Semapho
                     }
                 }
             }
-            slots = take_slots(&shared, &queue_slots), if may_ask => {
+            slots = take_slots(&shared, &queue_slots, most), if may_ask => {
                 polls.push(receive(&shared, queue, slots, wait));
             }
         }
@@ -287,10 +318,11 @@ async fn poll(shared: Arc<Shared>, polled: Arc<Polled>, queue_slots: Arc<Semapho
 async fn take_slots(
     shared: &Shared,
     queue_slots: &Arc<Semaphore>,
+    most: usize,
 ) -> Vec<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
     let mut slots = Vec::with_capacity(MAX_BATCH);
     let mut linger_until = None;
-    while slots.len() < MAX_BATCH {
+    while slots.len() < most {
         let take = async {
             let own = queue_slots.clone().acquire_owned().await;
             (own, shared.slots.clone().acquire_owned().await)
@@ -374,5 +406,18 @@ async fn run_group(shared: &Shared, polled: &Polled, group: Vec<(Delivery, Slot)
         drop(slot);
         // It returns when its lease ends, if it can't be given back now.
         let _ = polled.settler.give_back(delivery.receipt, 0).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_queues_leave_slots_to_the_others() {
+        assert_eq!(Patience::of(1, 1), Patience { idle_slots: 10, wait_secs: 20 });
+        assert_eq!(Patience::of(11, 64), Patience { idle_slots: 1, wait_secs: 20 });
+        assert_eq!(Patience::of(2, 2), Patience { idle_slots: 1, wait_secs: 1 });
+        assert_eq!(Patience::of(10, 1), Patience { idle_slots: 1, wait_secs: 1 });
     }
 }
