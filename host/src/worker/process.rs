@@ -104,7 +104,6 @@ pub(super) async fn process(
     let is_stored =
         held.store(&lease, &job, &served, &call, &token, begun.is_some(), &execution, is_parked);
     let is_stored = is_stored.await;
-    held.tell(&call, &served, &execution);
     drop(slot);
     match is_stored {
         Some(true) => {}
@@ -114,6 +113,8 @@ pub(super) async fn process(
         }
         None => return Settled::Stays,
     }
+    // Told only now: an outcome that was not stored did not happen.
+    held.tell(&call, &served, &execution);
     let is_dead = execution.settlement == Settlement::DeadLetter;
     if !execution.added.is_empty() || is_parked || is_dead {
         worker.sender.wake();
