@@ -29,7 +29,7 @@ pub enum EntryError {
 pub enum BrokerError {
     /// There is no such queue, or it may not be seen.
     #[error(
-        "queue `{queue}` does not exist on {broker}; create it with `sqjobs-host queues create {queue}`, or check region and account"
+        "queue `{queue}` does not exist on {broker}; create it, or check its name, region and account"
     )]
     NoSuchQueue {
         /// The name that was asked for.

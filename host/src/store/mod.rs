@@ -22,7 +22,7 @@
 //! took over. Nothing leaves `SUCCESS`.
 //!
 //! SQLite and PostgreSQL run the same statements: text, 64-bit integers and doubles mean the same
-//! in both, and [`Dialect`] holds the few words that differ (see `docs/decisions/0002`).
+//! in both, and [`Dialect`] holds the few words that differ (see `docs/decisions/0001`).
 
 pub mod claim;
 pub mod dead;
