@@ -44,6 +44,7 @@ fn attempt(module: &str, count: usize) {
             job: "adder_job".into(),
             module: "adder".into(),
             queue: String::new(),
+            address: String::new(),
             attempt: 1,
             spent: 0,
             enqueued_at: None,
@@ -80,6 +81,7 @@ fn throughput(host: &str, module: &str, count: usize) {
         kwargs: "{}".into(),
         enqueued_at: None,
         is_tracked: false,
+        is_revived: false,
     });
 
     let mut worker = Command::new(host);

@@ -34,12 +34,15 @@ macro_rules! on_every_pair {
 mod broker_contract;
 mod cli;
 mod config;
+mod fifo;
 mod leases;
 mod lifecycle;
+mod limits;
 mod message_path;
 mod migrate;
 mod modules;
 mod old_producers;
 mod outages;
 mod shutdown;
+mod slots;
 mod store_contract;

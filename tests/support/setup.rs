@@ -126,6 +126,39 @@ impl Setup {
         }
     }
 
+    /// Another queue beside its own.
+    #[must_use]
+    pub fn another_queue(&self) -> String {
+        match self.pair {
+            Pair::Embedded => servers::unique("queue"),
+            _ => SqsQueue::unique().name,
+        }
+    }
+
+    /// Deletes all messages of the queue, as an operator would past the host.
+    pub fn purge(&self) {
+        match &self.sqs {
+            Some(sqs) => sqs.purge(),
+            None => {
+                RUNTIME.block_on(embedded::purge(&self.embedded_queue_file(), &self.queue));
+            }
+        }
+    }
+
+    /// Has each message of the queue received so many times, without anything done with it.
+    ///
+    /// # Panics
+    /// The queue is empty.
+    pub fn age_messages(&self, receipts: usize) {
+        if self.pair == Pair::Embedded {
+            self.execute(&format!("UPDATE sqjobs_messages SET receive_count = {receipts}"));
+            return;
+        }
+        for _ in 0..receipts {
+            wait::until_true("a message", || !self.sqs().receive(0).is_empty());
+        }
+    }
+
     /// What `status` prints of a job; `None` when it is not known.
     #[must_use]
     pub fn status(&self, id: &str) -> Option<Json> {
@@ -265,18 +298,17 @@ impl Setup {
 
 /// The embedded queue, used through the library as another process of the machine would.
 mod embedded {
-    use std::collections::BTreeMap;
     use std::path::Path;
 
     use sqjobs::broker::local::LocalBroker;
-    use sqjobs::broker::{Broker as _, OutgoingMessage};
+    use sqjobs::broker::{Attributes, Broker as _, OutgoingMessage};
 
     pub async fn send(file: &Path, queue: &str, body: &str) -> String {
         let broker = LocalBroker::open(file).await.unwrap();
         let queue = broker.queue(queue).await.unwrap();
         let message = OutgoingMessage {
             body: body.to_owned(),
-            attributes: BTreeMap::new(),
+            attributes: Attributes::new(),
             delay_secs: 0,
             group: None,
             deduplication_id: None,
@@ -284,6 +316,13 @@ mod embedded {
         let sent = broker.send(&queue, &[message]).await.unwrap().remove(0).unwrap();
         broker.close().await;
         sent
+    }
+
+    pub async fn purge(file: &Path, queue: &str) {
+        let broker = LocalBroker::open(file).await.unwrap();
+        let queue = broker.queue(queue).await.unwrap();
+        broker.purge(&queue).await.unwrap();
+        broker.close().await;
     }
 
     pub async fn depth(file: &Path, queue: &str) -> [u64; 3] {

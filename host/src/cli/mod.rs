@@ -149,10 +149,12 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     let is_worker = matches!(arguments.command, Command::Worker(_));
     let mut flags = arguments.global.flags();
-    if let Command::Worker(worker) = &arguments.command
-        && worker.migrate
-    {
-        flags.values.insert("migrate", vec!["true".into()]);
+    if let Command::Worker(worker) = &arguments.command {
+        for (name, is_set) in [("migrate", worker.migrate), ("strict", worker.strict)] {
+            if is_set {
+                flags.values.insert(name, vec!["true".into()]);
+            }
+        }
     }
     let config = Arc::new(Config::load(&flags)?);
     let level = match (&arguments.command, config.log_level) {

@@ -12,10 +12,11 @@ use super::bindings::sqjobs::job::types as wit;
 use super::context::{AttemptContext, AttemptLabel, Progress, Said};
 use super::limits::{HANDLER_DEADLINE, OutOfMemory};
 use super::{Call, Execution, Prepared, Sandbox};
+use crate::clock::MAX_AHEAD;
 use crate::json;
 use crate::outcome::{Cause, Failure, Outcome, Stage};
 use crate::retry::Settlement;
-use crate::store::Store;
+use crate::sender::Sender;
 use crate::store::finish::MAX_TEXT_BYTES;
 use crate::text::{cut, without_nul};
 
@@ -30,7 +31,7 @@ struct Setting<'a> {
     sandbox: &'a Sandbox,
     module: &'a Prepared,
     call: &'a Call,
-    database: Option<&'a Store>,
+    outlet: Option<&'a Sender>,
     label: Arc<AttemptLabel>,
     said: Arc<Mutex<Said>>,
     progress: watch::Sender<Progress>,
@@ -54,7 +55,7 @@ impl Setting<'_> {
             self.said.clone(),
             self.progress.clone(),
         );
-        context.store = self.database.cloned();
+        context.outlet = self.outlet.cloned();
         let mut store = self.sandbox.store(context);
         let guest = match self.module.instantiate_async(&mut store).await {
             Ok(guest) => guest,
@@ -90,19 +91,20 @@ impl<'a> Attempt<'a> {
         sandbox: &'a Sandbox,
         module: &'a Prepared,
         call: &'a Call,
-        database: Option<&'a Store>,
+        outlet: Option<&'a Sender>,
         progress: watch::Sender<Progress>,
     ) -> Self {
         let label = Arc::new(AttemptLabel {
             job_id: call.job_id.clone(),
             job: call.job.clone(),
             queue: call.queue.clone(),
+            address: call.address.clone(),
             module: call.module.clone(),
             attempt: call.attempt,
             generation: call.generation,
         });
         let said = Arc::default();
-        let setting = Setting { sandbox, module, call, database, label, said, progress };
+        let setting = Setting { sandbox, module, call, outlet, label, said, progress };
         Self { setting, stage: AtomicU8::new(0), live: None, warnings: Vec::new() }
     }
 
@@ -206,6 +208,11 @@ impl<'a> Attempt<'a> {
         Err(Failure { cause: Cause::Permanent, stage: Stage::Run, message, backtrace: None })
     }
 
+    /// Notes what went wrong beside the outcome.
+    pub(super) fn warn(&mut self, problem: &str) {
+        self.warnings.push(problem.to_owned());
+    }
+
     pub(super) async fn on_success(&mut self, result: Option<String>) {
         let Some(mut live) = self.live.take() else { return };
         let call = live.guest.sqjobs_job_job().call_on_success(&mut live.store, result.as_deref());
@@ -290,18 +297,21 @@ impl<'a> Attempt<'a> {
 
 /// The failure that a guest told.
 fn told(failure: wit::Failure, stage: Stage) -> Failure {
+    let mut message = failure.message;
     let cause = match failure.kind {
+        wit::FailureKind::RetryAfter(secs) if secs > MAX_AHEAD.as_secs() => {
+            let days = MAX_AHEAD.as_secs() / 86_400;
+            message = format!(
+                "it asked to run again after {secs} s, over the limit of {days} days: {message}"
+            );
+            Cause::Permanent
+        }
         wit::FailureKind::RetryAfter(secs) => Cause::RetryAfter(Duration::from_secs(secs)),
         wit::FailureKind::Transient => Cause::Transient,
         wit::FailureKind::Permanent => Cause::Permanent,
     };
     let clean = |text| without_nul(cut(text, MAX_TEXT_BYTES));
-    Failure {
-        cause,
-        stage,
-        message: clean(failure.message),
-        backtrace: failure.backtrace.map(clean),
-    }
+    Failure { cause, stage, message: clean(message), backtrace: failure.backtrace.map(clean) }
 }
 
 /// The failure of a guest whose call ended in a trap.

@@ -15,6 +15,7 @@ use tracing::{debug, warn};
 use crate::broker::{
     Broker, Delivery, EntryError, MAX_BATCH, MAX_VISIBILITY_TIMEOUT_SECS, Queue, Receipt,
 };
+use crate::metrics;
 use crate::outage::Outage;
 use crate::sandbox::Stop;
 
@@ -119,6 +120,7 @@ impl Leases {
             let is_alive = held.expires_at > Instant::now() + margin;
             if !is_alive {
                 lost += 1;
+                metrics::count(metrics::LEASES_LOST, &held.queue.name, 1);
                 held.stop.send_replace(Some(Stop::LeaseLost));
             }
             is_alive
@@ -188,6 +190,7 @@ impl Leases {
                 Err(EntryError::Transient(reason)) => debug!("an extension failed: {reason}"),
                 Err(error) => {
                     if let Some(held) = self.lock().remove(&key) {
+                        metrics::count(metrics::LEASES_LOST, &queue.name, 1);
                         warn!(queue = %queue.name, "lost a lease: {error}; its attempt is stopped");
                         held.stop.send_replace(Some(Stop::LeaseLost));
                     }
