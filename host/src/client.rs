@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::broker::{Broker, BrokerError, MAX_DELAY_SECS};
 use crate::clock::{Clock, Timestamp};
 use crate::eager::{Eager, EagerError};
+use crate::failpoint;
 use crate::json::{self, JsonError};
 use crate::payload::{self, Job, MAX_ID_BYTES, MAX_NAME_BYTES};
 use crate::sender::Sender;
@@ -354,6 +355,7 @@ async fn enqueue(
         Enqueued::Conflict => return Err(AddError::IdConflict { id: new.job.id }),
         Enqueued::Added { outbox_id } => outbox_id,
     };
+    failpoint::reach("outbox-added", &new.job.name);
     let not_before = new.not_before.unwrap_or(Timestamp(0));
     let wait = not_before.since(Clock::system().now());
     if wait <= Duration::from_secs(u64::from(MAX_DELAY_SECS)) {

@@ -51,6 +51,7 @@ pub mod client;
 pub mod clock;
 pub mod config;
 pub mod eager;
+pub mod failpoint;
 pub mod json;
 mod outage;
 pub mod outcome;

@@ -8,6 +8,7 @@ use super::dead::DeadMessage;
 use super::enqueue::NewJob;
 use super::{Store, StoreError, Write, placeholders};
 use crate::clock::millis;
+use crate::failpoint;
 use crate::payload::Job;
 use crate::store::claim::ModuleVersion;
 
@@ -127,6 +128,7 @@ impl Store {
             if request.is_parked {
                 self.park(&mut write, request, now).await?;
             }
+            failpoint::reach("outcome-written", &request.job.name);
         }
         write.tx.commit().await?;
         Ok(requests.iter().map(|request| stored.contains(&request.token)).collect())

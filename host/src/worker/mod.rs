@@ -22,6 +22,7 @@ use crate::broker::{
     Broker, BrokerError, Delivery, MAX_BATCH, MAX_WAIT_SECS, Queue, ReceiveOptions,
 };
 use crate::config::Config;
+use crate::failpoint;
 use crate::outage::{Backoff, Outage};
 use crate::registry::Registry;
 use crate::sandbox::{Sandbox, Stop};
@@ -167,6 +168,7 @@ impl Worker {
             }
         }
         drain(&shared).await;
+        failpoint::reach("drained", "");
         for task in &background {
             task.abort();
         }
@@ -210,6 +212,7 @@ async fn keep_row(store: Store, row: WorkerRow) {
 
 /// Waits for what runs, for the grace time; then stops it.
 async fn drain(shared: &Arc<Shared>) {
+    failpoint::reach("draining", "");
     shared.attempts.close();
     let running = shared.attempts.len();
     if running > 0 {
@@ -219,6 +222,7 @@ async fn drain(shared: &Arc<Shared>) {
         return;
     }
     warn!("the grace time is over: {} job(s) are stopped and given back", shared.leases.count());
+    failpoint::reach("interrupting", "");
     shared.leases.stop_all(Stop::Interrupted);
     if tokio::time::timeout(LAST_SETTLEMENTS, shared.attempts.wait()).await.is_err() {
         warn!("some messages were not given back; they return when their lease ends");
@@ -385,6 +389,7 @@ fn dispatch(
 /// Runs the messages of one group in their order. When one of them stays on the queue, those
 /// behind it go back, so that none overtakes it.
 async fn run_group(shared: &Shared, polled: &Polled, group: Vec<(Delivery, Slot)>) {
+    failpoint::reach("received", "");
     // Held from now on, also while they wait for those before them.
     let mut waiting: Vec<_> = group
         .into_iter()

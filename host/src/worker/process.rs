@@ -10,6 +10,7 @@ use super::lease::Lease;
 use super::settle::Settler;
 use crate::broker::{Delivery, MAX_VISIBILITY_TIMEOUT_SECS, Queue};
 use crate::clock::millis;
+use crate::failpoint;
 use crate::outage::{Backoff, chain};
 use crate::outcome::Outcome;
 use crate::payload::{self, Job};
@@ -50,6 +51,7 @@ pub(super) async fn process(
     slot: super::Slot,
 ) -> Settled {
     let held = Message { worker, polled, delivery };
+    failpoint::reach("held", "");
     let job = match payload::decode(
         &held.delivery.body,
         &held.delivery.attributes,
@@ -58,12 +60,14 @@ pub(super) async fn process(
         Ok(job) => job,
         Err(reason) => return held.put_aside(lease, DeadKind::Malformed, None, &reason).await,
     };
+    failpoint::reach("decoded", &job.name);
     let Some(served) = worker.registry.current(&job.name) else {
         return held.give_back_unknown(lease, job).await;
     };
     if worker.stopping.is_cancelled() {
         return held.give_back(lease, Duration::ZERO).await;
     }
+    failpoint::reach("claiming", &job.name);
     let token = uuid::Uuid::new_v4().to_string();
     let begun = match held.claim(&lease, &job, &served, &token).await {
         Some(Claim::Begun(begun)) => Some(begun),
@@ -79,6 +83,7 @@ pub(super) async fn process(
         None => None,
     };
 
+    failpoint::reach("claimed", &job.name);
     let call = held.call(&job, &served, begun.as_ref());
     let (progress, told) = tokio::sync::watch::channel(None);
     let watch = Watch { stop: lease.stopped(), progress };
@@ -88,6 +93,7 @@ pub(super) async fn process(
         execution = execution => execution,
         never = note_progress(&worker.store, &job.id, &token, told.clone()) => match never {},
     };
+    failpoint::reach("ran", &job.name);
     let last_told = told.borrow().clone();
     if let (Some(_), Some((share, message))) = (&begun, last_told) {
         // The last word may have come just before the end. Losing it harms nothing.
@@ -100,6 +106,7 @@ pub(super) async fn process(
         warn!(job.id = %printable(&job.id), attempt = call.attempt, "job {} lost its lease; nothing of this attempt is stored", printable(&job.id));
         return Settled::Stays;
     }
+    failpoint::reach("storing", &job.name);
     let is_parked = held.must_park(execution.settlement);
     let is_stored =
         held.store(&lease, &job, &served, &call, &token, begun.is_some(), &execution, is_parked);
@@ -113,6 +120,7 @@ pub(super) async fn process(
         }
         None => return Settled::Stays,
     }
+    failpoint::reach("stored", &job.name);
     // Told only now: an outcome that was not stored did not happen.
     held.tell(&call, &served, &execution);
     let is_dead = execution.settlement == Settlement::DeadLetter;
@@ -123,7 +131,10 @@ pub(super) async fn process(
         Settlement::Delete | Settlement::DeadLetter | Settlement::Cancel => {
             held.delete(lease).await
         }
-        Settlement::RetryIn(_) if is_parked => held.delete(lease).await,
+        Settlement::RetryIn(_) if is_parked => {
+            failpoint::reach("parked", &job.name);
+            held.delete(lease).await
+        }
         Settlement::RetryIn(wait) => held.give_back(lease, wait).await,
         Settlement::Release => held.give_back(lease, Duration::ZERO).await,
         Settlement::Abandon => Settled::Stays,
@@ -357,11 +368,15 @@ impl Message<'_> {
             queue = %self.delivery.queue, message.id = %self.delivery.message_id,
             "put a message aside as {}: {}; see `dead show`", kind.name(), printable(&reason)
         );
+        failpoint::reach("putting-aside", job.map_or("", |job| &job.name));
         let dead = self.dead(kind, job, &reason);
         let store = &self.worker.store;
         let put = || async { store.put_aside(&dead).await.map_err(Arc::new) };
         match self.persist(&lease, put).await {
-            Some(()) => self.delete(lease).await,
+            Some(()) => {
+                failpoint::reach("put-aside", job.map_or("", |job| &job.name));
+                self.delete(lease).await
+            }
             None => Settled::Stays,
         }
     }
@@ -390,12 +405,14 @@ impl Message<'_> {
 
     async fn delete(&self, lease: Lease) -> Settled {
         lease.end().await;
+        failpoint::reach("deleting", "");
         if let Err(error) = self.polled.settler.delete(self.delivery.receipt.clone()).await {
             warn!(
                 queue = %self.delivery.queue, message.id = %self.delivery.message_id,
                 "a finished message was not deleted and comes once more: {error}"
             );
         }
+        failpoint::reach("deleted", "");
         Settled::Gone
     }
 
@@ -406,6 +423,7 @@ impl Message<'_> {
         let held = self.delivery.received_at.elapsed().as_secs() + 1;
         let most = u64::from(MAX_VISIBILITY_TIMEOUT_SECS).saturating_sub(held);
         let secs = u32::try_from(secs.min(most)).unwrap_or(0);
+        failpoint::reach("giving-back", "");
         let receipt = self.delivery.receipt.clone();
         if let Err(error) = self.polled.settler.give_back(receipt, secs).await {
             debug!(
@@ -413,6 +431,7 @@ impl Message<'_> {
                 "a message was not given back and returns when its lease ends: {error}"
             );
         }
+        failpoint::reach("given-back", "");
         Settled::Stays
     }
 
