@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::broker::{Attributes, Broker, BrokerError, MAX_DELAY_SECS, message_bytes};
 use crate::clock::{Clock, MAX_AHEAD, Timestamp};
 use crate::eager::{Eager, EagerError};
+use crate::failpoint;
 use crate::json::{self, JsonError};
 use crate::payload::{self, Job, MAX_ID_BYTES, MAX_NAME_BYTES};
 use crate::sender::Sender;
@@ -363,6 +364,7 @@ async fn enqueue(
         Enqueued::Added { is_next: false, .. } => return Ok(added(false)),
         Enqueued::Added { outbox_id, is_next: true } => outbox_id,
     };
+    failpoint::reach("outbox-added", &new.job.name);
     let not_before = new.not_before.unwrap_or(Timestamp(0));
     let wait = not_before.since(Clock::system().now());
     if wait <= Duration::from_secs(u64::from(MAX_DELAY_SECS)) {

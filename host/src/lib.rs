@@ -54,6 +54,7 @@ pub mod client;
 pub mod clock;
 pub mod config;
 pub mod eager;
+pub mod failpoint;
 pub mod json;
 pub mod metrics;
 mod outage;

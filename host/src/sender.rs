@@ -13,6 +13,7 @@ use crate::broker::{
     Attributes, Broker, BrokerError, EntryError, MAX_BATCH, MAX_DELAY_SECS, OutgoingMessage, Queue,
 };
 use crate::clock::Clock;
+use crate::failpoint;
 use crate::outage::{Backoff, Outage};
 use crate::payload;
 use crate::store::dead::{DeadKind, DeadMessage};
@@ -84,6 +85,9 @@ impl Sender {
     async fn send_due(&self) -> Result<usize, StoreError> {
         let rows = self.store.take_outbox(TAKE, 0).await?;
         let taken = rows.len();
+        for row in &rows {
+            failpoint::reach("outbox-taken", &row.job.name);
+        }
         let mut by_queue: BTreeMap<String, Vec<OutboxRow>> = BTreeMap::new();
         for row in rows {
             by_queue.entry(row.queue.clone()).or_default().push(row);
@@ -101,6 +105,9 @@ impl Sender {
     /// # Errors
     /// The database failed; what was sent will be sent once more, and run once.
     pub async fn send_rows(&self, queue: &str, rows: &[OutboxRow]) -> Result<(), StoreError> {
+        for row in rows {
+            failpoint::reach("outbox-sending", &row.job.name);
+        }
         let sent = match self.queue(queue).await {
             Ok(found) => {
                 let messages: Vec<_> = rows.iter().map(|row| message(row, &found)).collect();
@@ -114,6 +121,7 @@ impl Sender {
         };
         let mut done = Vec::with_capacity(rows.len());
         for (row, result) in rows.iter().zip(results) {
+            failpoint::reach("outbox-sent", &row.job.name);
             match result {
                 Ok(()) => done.push(row.id),
                 Err(EntryError::Transient(reason)) => {
@@ -131,11 +139,16 @@ impl Sender {
                         "job {} can't be sent and is in the dead list: {error}",
                         printable(&row.job.name)
                     );
+                    failpoint::reach("outbox-refused", &row.job.name);
                     self.store.outbox_undeliverable(row.id, &undeliverable(row, &error)).await?;
                 }
             }
         }
-        self.store.outbox_sent(&done).await
+        self.store.outbox_sent(&done).await?;
+        for row in rows {
+            failpoint::reach("outbox-noted", &row.job.name);
+        }
+        Ok(())
     }
 
     /// Looks a queue up, once.

@@ -166,6 +166,14 @@ async fn begin(store: &Store, job: &Job, token: &str) -> Begun {
     }
 }
 
+/// A worker begins the job and dies.
+async fn crash(store: &Store, job: &Job, id: &str) {
+    store.renew_worker(&worker(id, LEASE)).await.unwrap();
+    let claims = store.claim(&[claim(job, id, id)]).await.unwrap();
+    assert!(matches!(claims[0], Claim::Begun(_)), "{claims:?}");
+    store.remove_worker(id).await.unwrap();
+}
+
 async fn end(store: &Store, request: FinishRequest) -> bool {
     store.finish(&[request]).await.unwrap()[0]
 }
@@ -418,11 +426,8 @@ on_every_database! {
 
     async fn a_job_that_took_two_workers_down_runs_alone_and_only_a_crash_alone_puts_it_aside(store) {
         let job = job("a");
-        for crash in 0..2 {
-            let begun = begin(&store, &job, &format!("t{crash}")).await;
-            assert_eq!(begun.crashes, crash);
-            store.remove_worker("w").await.unwrap();
-        }
+        crash(&store, &job, "w0").await;
+        crash(&store, &job, "w1").await;
         store.renew_worker(&worker("w", LEASE)).await.unwrap();
         let beside = store.claim(&[claim(&job, "w", "t2")]).await.unwrap();
         assert_eq!(beside, [Claim::OnlyAlone]);
@@ -431,8 +436,8 @@ on_every_database! {
         let claims = store.claim(&[alone.clone()]).await.unwrap();
         assert!(matches!(&claims[0], Claim::Begun(begun) if begun.crashes == 2), "{claims:?}");
         store.remove_worker("w").await.unwrap();
-        store.renew_worker(&worker("w", LEASE)).await.unwrap();
-        let claims = store.claim(&[claim(&job, "w", "t4")]).await.unwrap();
+        store.renew_worker(&worker("w4", LEASE)).await.unwrap();
+        let claims = store.claim(&[claim(&job, "w4", "t4")]).await.unwrap();
         let Claim::Crashed(reason) = &claims[0] else { panic!("{claims:?}") };
         let message = DeadMessage { kind: DeadKind::Crashed, reason: reason.clone(), ..dead("a") };
         assert!(store.put_aside(&message, Some(&job), None).await.unwrap());
@@ -444,10 +449,8 @@ on_every_database! {
 
     async fn a_job_that_ended_alone_is_no_crash_of_a_later_attempt_alone(store) {
         let job = job("a");
-        for token in ["t0", "t1"] {
-            let _ = begin(&store, &job, token).await;
-            store.remove_worker("w").await.unwrap();
-        }
+        crash(&store, &job, "w0").await;
+        crash(&store, &job, "w1").await;
         store.renew_worker(&worker("w", LEASE)).await.unwrap();
         let alone = |token| ClaimRequest { is_alone: true, ..claim(&job, "w", token) };
         let claims = store.claim(&[alone("t2")]).await.unwrap();

@@ -105,6 +105,16 @@ impl Setup {
         self.project.worker(&[&[self.queue.as_str()], args].concat())
     }
 
+    /// Starts a worker on the queue that kills itself at a fail point, such as `claimed`,
+    /// `claimed[job_name]`: see `host/src/failpoint.rs`.
+    #[must_use]
+    pub fn worker_killed_at(&self, point: &str, args: &[&str]) -> WorkerProcess {
+        let args = [&["worker", self.queue.as_str()], args].concat();
+        let mut command = self.project.command(&args);
+        command.env(sqjobs::failpoint::VARIABLE, format!("{point}=kill"));
+        WorkerProcess::spawn(command)
+    }
+
     /// Adds a job on the queue, with these arguments besides, and returns its id.
     #[must_use]
     pub fn add(&self, args: &[&str]) -> String {
@@ -260,6 +270,24 @@ impl Setup {
             let value = query.fetch_one(&mut connection).await.unwrap();
             connection.close().await.unwrap();
             value
+        })
+    }
+
+    /// The number that a query gives in which `{jobs}` stands for our table `jobs`, and so on.
+    ///
+    /// # Panics
+    /// The query fails.
+    #[must_use]
+    pub fn count(&self, sql: &str) -> i64 {
+        self.query(&self.named(sql))
+    }
+
+    /// Puts the tables' names into a statement in which `{jobs}` stands for our table `jobs`.
+    #[must_use]
+    pub fn named(&self, sql: &str) -> String {
+        let tables = ["jobs", "attempts", "outbox", "dead", "workers"];
+        tables.iter().fold(sql.to_owned(), |sql, name| {
+            sql.replace(&format!("{{{name}}}"), &self.table(name))
         })
     }
 

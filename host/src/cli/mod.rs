@@ -147,6 +147,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::New(arguments) => return new::new(&arguments),
         _ => {}
     }
+    crate::failpoint::arm().map_err(|error| Usage(error.to_string()))?;
     let is_worker = matches!(arguments.command, Command::Worker(_));
     let mut flags = arguments.global.flags();
     if let Command::Worker(worker) = &arguments.command {

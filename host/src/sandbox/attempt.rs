@@ -13,6 +13,7 @@ use super::context::{AttemptContext, AttemptLabel, Progress, Said};
 use super::limits::{HANDLER_DEADLINE, OutOfMemory};
 use super::{Call, Execution, Prepared, Sandbox};
 use crate::clock::MAX_AHEAD;
+use crate::failpoint;
 use crate::json;
 use crate::outcome::{Cause, Failure, Outcome, Stage};
 use crate::retry::Settlement;
@@ -79,7 +80,10 @@ impl Setting<'_> {
         let begun =
             guest.sqjobs_job_job().call_begin(&mut store, &context, &call.args, &call.kwargs).await;
         match begun {
-            Ok(Ok(())) => Ok(Live { store, guest }),
+            Ok(Ok(())) => {
+                failpoint::reach("instantiated", &call.job);
+                Ok(Live { store, guest })
+            }
             Ok(Err(failure)) => Err(told(failure, Stage::SetUp)),
             Err(error) => Err(died(&error, Stage::Begin, &self.said, Some(&store))),
         }
@@ -139,6 +143,7 @@ impl<'a> Attempt<'a> {
         }
 
         self.stage.store(2, Ordering::Relaxed);
+        failpoint::reach("running", &self.setting.call.job);
         let ran = live.guest.sqjobs_job_job().call_run(&mut live.store).await;
         let ran = self.check(ran, Stage::Run, &live.store);
         let ran = ran.and_then(|result| self.check_result(result));

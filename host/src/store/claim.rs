@@ -7,6 +7,7 @@ use sqlx::any::AnyRow;
 
 use super::{Store, StoreError, placeholders};
 use crate::clock::Timestamp;
+use crate::failpoint;
 use crate::payload::Job;
 
 /// Which version of which module runs an attempt.
@@ -173,6 +174,9 @@ impl Store {
         }
         if !begun.is_empty() {
             self.take(&mut write, &begun, now).await?;
+        }
+        for (request, _) in &begun {
+            failpoint::reach("claim-written", &request.job.name);
         }
         write.tx.commit().await?;
         Ok(answers)

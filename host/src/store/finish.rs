@@ -10,6 +10,7 @@ use super::park::ParkRequest;
 use super::{Store, StoreError, Write, json_of, placeholders};
 use crate::broker::Attributes;
 use crate::clock::millis;
+use crate::failpoint;
 use crate::payload::{self, Job};
 use crate::store::claim::ModuleVersion;
 
@@ -142,6 +143,7 @@ impl Store {
                 };
                 self.park(&mut write, &request.parked(wait), now).await?;
             }
+            failpoint::reach("outcome-written", &request.job.name);
         }
         write.tx.commit().await?;
         Ok(requests.iter().map(|request| stored.contains(&request.token)).collect())

@@ -15,6 +15,7 @@ use tracing::{debug, warn};
 use crate::broker::{
     Broker, Delivery, EntryError, MAX_BATCH, MAX_VISIBILITY_TIMEOUT_SECS, Queue, Receipt,
 };
+use crate::failpoint;
 use crate::metrics;
 use crate::outage::Outage;
 use crate::sandbox::Stop;
@@ -175,10 +176,12 @@ impl Leases {
                 (receipt.clone(), u32::try_from(extension.as_secs()).unwrap_or(u32::MAX))
             })
             .collect();
+        failpoint::reach("extending", "");
         let results = match self.broker.set_visibility(queue, &changes).await {
             Ok(results) => results,
             Err(error) => return outage.note(&error),
         };
+        failpoint::reach("extended", "");
         outage.over();
         for ((key, _, extension, _turn), result) in group.into_iter().zip(results) {
             match result {

@@ -12,6 +12,7 @@ use super::process::Settled;
 use super::settle::Settler;
 use crate::broker::{Delivery, MAX_VISIBILITY_TIMEOUT_SECS, Queue};
 use crate::clock::Clock;
+use crate::failpoint;
 use crate::metrics;
 use crate::outage::{Backoff, Outage, chain};
 use crate::payload::{self, Job};
@@ -145,9 +146,11 @@ impl Message<'_> {
         // The row of an id that belongs to another job is not this message's.
         let job = job.filter(|_| kind != DeadKind::IdConflict);
         let space = Some(self.polled.malformed_limit);
+        failpoint::reach("putting-aside", job.map_or("", |job| &job.name));
         let put = || async { store.put_aside(&dead, job, space).await.map_err(Arc::new) };
         match self.persist(&lease, put).await {
             Some(true) => {
+                failpoint::reach("put-aside", job.map_or("", |job| &job.name));
                 warn!(
                     queue = %self.delivery.queue, message.id = %self.delivery.message_id,
                     "put a message aside as {}: {}; see `dead show`", kind.name(), printable(&reason)
@@ -227,6 +230,7 @@ impl Message<'_> {
         let park = || async { store.park_message(&request).await.map_err(Arc::new) };
         match self.persist(&lease, park).await {
             Some(()) => {
+                failpoint::reach("parked", &job.name);
                 metrics::count(metrics::PARKED, &delivery.queue, 1);
                 self.worker.sender.wake();
                 self.delete(lease).await
@@ -237,18 +241,21 @@ impl Message<'_> {
 
     pub(super) async fn delete(&self, lease: Lease) -> Settled {
         lease.end().await;
+        failpoint::reach("deleting", "");
         if let Err(error) = self.polled.settler.delete(self.delivery.receipt.clone()).await {
             warn!(
                 queue = %self.delivery.queue, message.id = %self.delivery.message_id,
                 "a finished message was not deleted and comes once more: {error}"
             );
         }
+        failpoint::reach("deleted", "");
         Settled::Gone
     }
 
     /// Makes the message visible after `wait`, rounded up to whole seconds: never too soon.
     pub(super) async fn give_back(&self, lease: Lease, wait: Duration) -> Settled {
         lease.end().await;
+        failpoint::reach("giving-back", "");
         let secs = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
         let held = self.delivery.received_at.elapsed().as_secs() + 1;
         let most = u64::from(MAX_VISIBILITY_TIMEOUT_SECS).saturating_sub(held);
@@ -260,6 +267,7 @@ impl Message<'_> {
                 "a message was not given back and returns when its lease ends: {error}"
             );
         }
+        failpoint::reach("given-back", "");
         Settled::Stays
     }
 }

@@ -21,6 +21,7 @@ use tracing::{info, warn};
 
 use crate::broker::{Broker, BrokerError, Queue};
 use crate::config::Config;
+use crate::failpoint;
 use crate::outage::{Backoff, Outage};
 use crate::registry::Registry;
 use crate::sandbox::{Sandbox, Stop};
@@ -165,6 +166,7 @@ impl Worker {
             }
         }
         drain(&shared).await;
+        failpoint::reach("drained", "");
         for task in &background {
             task.abort();
         }
@@ -252,6 +254,7 @@ async fn keep_row(store: Store, row: WorkerRow) {
 
 /// Waits for what runs, for the grace time; then stops it.
 async fn drain(shared: &Arc<Shared>) {
+    failpoint::reach("draining", "");
     shared.attempts.close();
     let running = shared.attempts.len();
     if running > 0 {
@@ -261,6 +264,7 @@ async fn drain(shared: &Arc<Shared>) {
         return;
     }
     warn!("the grace time is over: {} job(s) are stopped and given back", shared.leases.count());
+    failpoint::reach("interrupting", "");
     shared.leases.stop_all(Stop::Interrupted);
     if tokio::time::timeout(LAST_SETTLEMENTS, shared.attempts.wait()).await.is_err() {
         warn!("some messages were not given back; they return when their lease ends");

@@ -22,6 +22,7 @@ use super::message::{Message, Polled};
 use super::process::{Settled, process};
 use super::slots::{Lent, Slot as CommonSlot};
 use crate::broker::{BrokerError, Delivery, MAX_BATCH, MAX_WAIT_SECS, ReceiveOptions};
+use crate::failpoint;
 use crate::metrics;
 use crate::outage::{Backoff, Outage};
 
@@ -210,6 +211,7 @@ fn dispatch(shared: &Arc<Shared>, polled: &Arc<Polled>, deliveries: Vec<Delivery
 /// Runs the messages of one group in their order. When one of them stays on the queue, those
 /// behind it go back, so that none overtakes it.
 async fn run_group(shared: &Shared, polled: &Polled, group: Vec<(Delivery, Slot)>) {
+    failpoint::reach("received", "");
     // Held from now on, also while they wait for those before them.
     let mut waiting: Vec<_> = group
         .into_iter()

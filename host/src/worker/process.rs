@@ -9,6 +9,7 @@ use super::lease::Lease;
 use super::message::Message;
 use super::poll::Slot;
 use crate::clock::millis;
+use crate::failpoint;
 use crate::metrics;
 use crate::outcome::Outcome;
 use crate::payload::{self, Job};
@@ -35,6 +36,7 @@ pub(super) enum Settled {
 /// stored; the settlement travels in a batch and needs none.
 pub(super) async fn process(held: Message<'_>, lease: Lease, slot: Slot) -> Settled {
     let worker = held.worker;
+    failpoint::reach("held", "");
     let decoded = {
         let delivery = &held.delivery;
         payload::decode(&delivery.body, &delivery.attributes, &delivery.message_id)
@@ -43,6 +45,7 @@ pub(super) async fn process(held: Message<'_>, lease: Lease, slot: Slot) -> Sett
         Ok(job) => Job { enqueued_at: job.enqueued_at.or(held.delivery.sent_at), ..job },
         Err(reason) => return held.put_aside(lease, DeadKind::Malformed, None, &reason).await,
     };
+    failpoint::reach("decoded", &job.name);
     let Some(served) = worker.registry.current(&job.name) else {
         return held.give_back_unknown(lease, job).await;
     };
@@ -52,12 +55,14 @@ pub(super) async fn process(held: Message<'_>, lease: Lease, slot: Slot) -> Sett
         Beginning::LeaseLost => return Settled::Stays,
     };
 
+    failpoint::reach("claimed", &job.name);
     let call = held.call(&job, &served, attempt.begun.as_ref());
     let execution = held.run(&lease, &served, &call, &attempt).await;
     if execution.outcome == Outcome::LeaseLost {
         warn!(job.id = %printable(&job.id), attempt = call.attempt, "job {} lost its lease; nothing of this attempt is stored", printable(&job.id));
         return Settled::Stays;
     }
+    failpoint::reach("storing", &job.name);
     let is_parked = execution.settlement.wait().is_some_and(|wait| held.must_park(wait));
     let is_stored = held.store(&lease, &job, &served, &call, &attempt, &execution, is_parked).await;
     drop((slot, attempt));
@@ -69,6 +74,7 @@ pub(super) async fn process(held: Message<'_>, lease: Lease, slot: Slot) -> Sett
         }
         None => return Settled::Stays,
     }
+    failpoint::reach("stored", &job.name);
     // Told only now: an outcome that was not stored did not happen.
     held.tell(&call, &served, &execution, is_parked);
     let is_dead = execution.settlement == Settlement::DeadLetter;
@@ -79,7 +85,10 @@ pub(super) async fn process(held: Message<'_>, lease: Lease, slot: Slot) -> Sett
         Settlement::Delete | Settlement::DeadLetter | Settlement::Cancel => {
             held.delete(lease).await
         }
-        Settlement::RetryIn(_) | Settlement::Release if is_parked => held.delete(lease).await,
+        Settlement::RetryIn(_) | Settlement::Release if is_parked => {
+            failpoint::reach("parked", &job.name);
+            held.delete(lease).await
+        }
         Settlement::RetryIn(wait) => held.give_back(lease, wait).await,
         Settlement::Release => held.give_back(lease, Duration::ZERO).await,
         Settlement::Abandon => Settled::Stays,
@@ -230,6 +239,7 @@ impl Message<'_> {
         token: &str,
         is_alone: bool,
     ) -> Option<Claim> {
+        failpoint::reach("claiming", &job.name);
         let request = ClaimRequest {
             job: job.clone(),
             queue: self.delivery.queue.clone(),
@@ -283,6 +293,7 @@ impl Message<'_> {
             execution = execution => execution,
             never = noted => match never {},
         };
+        failpoint::reach("ran", &call.job);
         let last_told = told.borrow().clone();
         if let (Some(_), Some((share, message))) = (&attempt.begun, last_told) {
             // The last word may have come just before the end. Losing it harms nothing.
