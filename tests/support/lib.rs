@@ -6,6 +6,7 @@
 //! - [`worker`]: a worker process, its log lines and its signals.
 //! - [`setup`]: the pairs of database and broker that everything has to work on.
 //! - [`sqs`]: the SQS server spoken to directly, past the host.
+//! - [`gate`]: a database server that goes away.
 //! - [`proxy`]: an SQS server that misbehaves by a seed.
 //! - [`side_by_side`]: many small scenarios within one test.
 //! - [`wait`]: conditions awaited with a deadline, so that no test sleeps.
@@ -17,6 +18,7 @@
     reason = "a fixture that fails fails its test"
 )]
 
+pub mod gate;
 pub mod host;
 pub mod project;
 pub mod proxy;
