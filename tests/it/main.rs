@@ -46,6 +46,7 @@ mod model;
 mod modules;
 mod old_producers;
 mod outages;
+mod output;
 mod shutdown;
 mod slots;
 mod store_contract;

@@ -24,7 +24,7 @@ use crate::broker::sqs::SqsBroker;
 use crate::config::{BrokerKind, Config, ConfigError, Flags, Output};
 use crate::outage::chain;
 use crate::store::{Dialect, Store};
-use crate::text::printable_block;
+use crate::text::printable;
 
 /// Runs background jobs from Amazon SQS in WebAssembly sandboxes.
 #[derive(Parser)]
@@ -68,10 +68,10 @@ struct Global {
     #[arg(long, global = true, value_name = "N", allow_hyphen_values = true)]
     concurrency: Option<String>,
     /// How long a message is held at a time, extended while its job runs [default: 30s]
-    #[arg(long, global = true, value_name = "TIME")]
+    #[arg(long, global = true, value_name = "TIME", allow_hyphen_values = true)]
     lease: Option<String>,
     /// How long running jobs may take when the worker is told to stop [default: 25s]
-    #[arg(long, global = true, value_name = "TIME")]
+    #[arg(long, global = true, value_name = "TIME", allow_hyphen_values = true)]
     grace: Option<String>,
     /// text or json [default: text]
     #[arg(long, global = true, value_name = "FORMAT")]
@@ -130,9 +130,15 @@ pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
-            // A closed terminal is no reason to fail.
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+            let printed = error.print();
+            if error.use_stderr() {
+                return ExitCode::from(2);
+            }
+            // Help and version are data.
+            return match printed.map_err(print::OutputError::from) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => report(&error.into()),
+            };
         }
     };
     match run(arguments) {
@@ -195,23 +201,21 @@ fn report(error: &anyhow::Error) -> ExitCode {
     if let Some(Exit(code)) = error.downcast_ref() {
         return ExitCode::from(*code);
     }
-    if is_broken_pipe(error) {
+    if error.downcast_ref().is_some_and(print::OutputError::is_closed_pipe) {
         return ExitCode::SUCCESS;
     }
-    let text = chain(error.as_ref());
-    for line in text.lines() {
-        eprintln!("error: {}", printable_block(line));
+    if let Some(ConfigError(faults)) = error.downcast_ref() {
+        faults.iter().for_each(|fault| tell_error(fault));
+        return ExitCode::from(2);
     }
-    let is_usage = error.is::<Usage>() || error.is::<ConfigError>();
-    ExitCode::from(if is_usage { 2 } else { 1 })
+    tell_error(&chain(error.as_ref()));
+    ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
 }
 
-/// Whether whoever reads our output has stopped reading, as `head` does.
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        let io = cause.downcast_ref::<std::io::Error>();
-        io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
-    })
+/// One error, one line: what a guest or a driver said may have several.
+fn tell_error(text: &str) {
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    print::note(format_args!("error: {}", printable(&lines.join(" "))));
 }
 
 fn completions(shell: clap_complete::Shell) -> anyhow::Result<()> {

@@ -44,7 +44,7 @@ pub(super) async fn jobs(config: &Config) -> anyhow::Result<()> {
                 "timeout_ms": crate::clock::millis(timeout),
             });
             merge(&mut object, extra);
-            print::line(&object.to_string())?;
+            print::json(&object.to_string())?;
             continue;
         }
         grid.row(&[
@@ -62,7 +62,7 @@ pub(super) async fn jobs(config: &Config) -> anyhow::Result<()> {
         return Ok(());
     }
     if snapshot.jobs.is_empty() {
-        eprintln!("no job is deployed; copy modules (*.wasm) into the jobs folder");
+        print::note("no job is deployed; copy modules (*.wasm) into the jobs folder");
         return Ok(());
     }
     grid.print()
@@ -105,7 +105,7 @@ pub(super) async fn inspect(config: &Config, arguments: &InspectArguments) -> an
             "imports": imports,
             "jobs": jobs,
         });
-        return print::line(&object.to_string());
+        return print::json(&object.to_string());
     }
     show(&module)
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use clap::Args;
 use tracing::{info, warn};
 
-use super::{Usage, migrate, open_broker, open_store};
+use super::enqueue::check_queue;
+use super::{migrate, open_broker, open_store};
 use crate::config::{BrokerKind, Config};
 use crate::registry::Registry;
 use crate::registry::cache::Cache;
@@ -29,9 +30,7 @@ pub(super) struct WorkerArguments {
 
 pub(super) async fn worker(config: Arc<Config>, arguments: &WorkerArguments) -> anyhow::Result<()> {
     let queues = arguments.queues.clone();
-    if queues.iter().any(String::is_empty) {
-        return Err(Usage("a queue's name can't be empty".into()).into());
-    }
+    queues.iter().try_for_each(|queue| check_queue("QUEUE", queue))?;
     let kind = config.broker(&queues)?;
     let file = match &config.file {
         Some(file) => file.display().to_string(),

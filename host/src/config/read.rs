@@ -44,8 +44,11 @@ impl<'a> Reader<'a> {
             .values
             .get("config")
             .and_then(|values| values.last().cloned())
-            .or_else(|| environment("SQJOBS_CONFIG"))
-            .map(|path| folder.join(path));
+            .or_else(|| environment("SQJOBS_CONFIG"));
+        if named.as_ref().is_some_and(String::is_empty) {
+            return Err(ConfigError(vec!["--config: expected a path, found nothing".to_owned()]));
+        }
+        let named = named.map(|path| folder.join(path));
         let file = named.clone().or_else(|| {
             folder.ancestors().map(|above| above.join(FILE_NAME)).find(|path| path.is_file())
         });
@@ -59,8 +62,13 @@ impl<'a> Reader<'a> {
                     )])
                 })?;
                 text.parse().map_err(|error: toml::de::Error| {
-                    let text = error.to_string();
-                    ConfigError(vec![format!("`{}` is not TOML: {}", path.display(), text.trim())])
+                    let before = error.span().and_then(|span| text.get(..span.start));
+                    let line = before.map_or(0, |before| before.matches('\n').count()) + 1;
+                    let reason = error.message();
+                    ConfigError(vec![format!(
+                        "`{}` is not TOML: line {line}: {reason}",
+                        path.display()
+                    )])
                 })?
             }
         };
@@ -135,11 +143,21 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn path(&mut self, key: &'static str) -> Option<PathBuf> {
-        self.text(key).map(|found| found.base.join(found.value))
+        let found = self.text(key)?;
+        self.place(found)
     }
 
     pub(super) fn paths(&mut self, key: &'static str) -> Vec<PathBuf> {
-        self.all(key).into_iter().map(|found| found.base.join(found.value)).collect()
+        self.all(key).into_iter().filter_map(|found| self.place(found)).collect()
+    }
+
+    /// An empty path would be the folder that it stands against, which nobody means.
+    fn place(&mut self, found: Found) -> Option<PathBuf> {
+        if found.value.is_empty() {
+            self.fault(&found.origin, "expected a path, found nothing");
+            return None;
+        }
+        Some(found.base.join(found.value))
     }
 
     /// The content of a file that holds a secret, without the newline at its end.

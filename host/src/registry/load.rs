@@ -37,7 +37,7 @@ const WASI_PACKAGES: [&str; 6] =
 #[non_exhaustive]
 #[allow(missing_docs)] // each field is what its variant's message says
 pub enum LoadError {
-    #[error("cannot read `{}`", path.display())]
+    #[error("cannot read `{}`; check the path and its permissions", path.display())]
     Read { path: PathBuf, source: std::io::Error },
     #[error("`{}` is not a regular file", path.display())]
     NotAFile { path: PathBuf },
