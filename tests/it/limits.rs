@@ -31,10 +31,12 @@ fn limits_of_a_queue_that_do_not_suit_are_told_at_the_start() {
 fn a_job_that_was_interrupted_at_its_last_receipt_is_not_dead_lettered_by_the_queue() {
     for pair in [Pair::SqliteSqs, Pair::PostgresSqs] {
         let setup = Setup::new(pair, &["outcomes"]);
-        let (queue, dead) = redriven(1, &[]);
+        let (queue, dead) = redriven(2, &[]);
         let add = ["add", "--queue", &queue.name, "sleep_ms", "3000"];
         let id = setup.run(&add).ok().line().to_owned();
-        let mut first = setup.project.worker(&[queue.name.as_str(), "--grace", "100ms"]);
+        assert_eq!(queue.receive(0).len(), 1, "its first receipt; the next is its last");
+        let args = [queue.name.as_str(), "--grace", "100ms", "--lease", "5s"];
+        let mut first = setup.project.worker(&args);
         let _ = setup.wait_for_status(&id, "RUNNING");
         assert_eq!(first.terminate(), Some(0), "{}", first.shown());
         let _second = setup.project.worker(&[&queue.name]);
@@ -88,6 +90,8 @@ fn what_is_sent_again_carries_the_attributes_and_the_group_of_its_message() {
             && attributes.contains_key("trace")
     };
     assert!(has(&copies[0]), "{copies:?}");
+    // A worker of another queue sends what the outbox holds, and nobody receives it but we.
+    let _sender = setup.worker(&[]);
     let mut again = Vec::new();
     wait::until_true("the message that was sent again", || {
         again = queue.receive(30);

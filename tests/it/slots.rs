@@ -34,7 +34,9 @@ on_every_pair! {
             most = most.max(in_flight);
             rows(&setup).values().filter(|row| row.text("status") == "SUCCESS").count() == ids.len()
         });
-        assert!((1..=2).contains(&most), "{most} messages were in flight");
+        // Two that run, and two whose deletion travels in a batch. A worker that takes what it
+        // can get would have had eight.
+        assert!((1..=4).contains(&most), "{most} messages were in flight");
     }
 
     /// With a slot each the idle ones would leave none.

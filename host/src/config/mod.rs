@@ -346,12 +346,6 @@ impl Config {
         }
     }
 
-    /// A queue's part of the worker's slots.
-    #[must_use]
-    pub fn weight(&self, queue: &str) -> u32 {
-        self.queues.get(queue).and_then(|settings| settings.weight).unwrap_or(1)
-    }
-
     fn job(&self, name: &str) -> Option<&JobSettings> {
         self.jobs.get(name)
     }

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use tracing::{debug, error, warn};
 
 use super::Shared;
 use super::lease::Lease;
 use super::process::Settled;
 use super::settle::Settler;
+use super::slots::Terms;
 use crate::broker::{Delivery, MAX_VISIBILITY_TIMEOUT_SECS, Queue};
 use crate::clock::Clock;
 use crate::failpoint;
@@ -37,8 +37,8 @@ pub(super) struct Polled {
     pub(super) address: String,
     /// Whether the worker polls no other.
     pub(super) is_only: bool,
-    /// Its own limit of attempts at once.
-    pub(super) own: Arc<Semaphore>,
+    /// What it may have of the worker's slots.
+    pub(super) terms: Terms,
     pub(super) settler: Settler,
     /// Most bytes of malformed bodies that are kept.
     pub(super) malformed_limit: u64,

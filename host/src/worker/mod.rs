@@ -14,7 +14,7 @@ mod suits;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{RwLock, Semaphore};
+use tokio::sync::RwLock;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -35,7 +35,7 @@ use crate::store::{Store, StoreError};
 use lease::Leases;
 use message::Polled;
 use settle::Settler;
-use slots::Slots;
+use slots::{Slots, Terms};
 use suits::Demands;
 
 /// How long settlements may take after the grace time.
@@ -106,8 +106,7 @@ impl Worker {
                 warn!(queue = %queue.queue.name, "queue `{}`: {misfit}", queue.queue.name);
             }
         }
-        let weight = |queue: &Arc<Polled>| config.weight(&queue.queue.name);
-        let weights: Vec<u32> = polled.iter().map(weight).collect();
+        let terms: Vec<Terms> = polled.iter().map(|queue| queue.terms).collect();
         let id = uuid::Uuid::new_v4().to_string();
         let names: Vec<&str> = polled.iter().map(|queue| queue.queue.name.as_str()).collect();
         let row = WorkerRow {
@@ -134,7 +133,7 @@ impl Worker {
             sender: Sender::new(store.clone(), broker.clone()),
             database_outage: Outage::new("use the database"),
             turns: Arc::default(),
-            slots: Slots::new(config.concurrency, &weights, config.strict),
+            slots: Slots::new(config.concurrency, &terms, config.strict),
             attempts: TaskTracker::new(),
             config,
             broker,
@@ -198,7 +197,7 @@ async fn look_up(
             index,
             address: name.clone(),
             is_only,
-            own: Arc::new(Semaphore::new(limit)),
+            terms: Terms { weight: settings.weight.unwrap_or(1), limit },
             settler: Settler::start(broker, &queue),
             malformed_limit: settings.malformed_limit.unwrap_or(MALFORMED_LIMIT),
             space_outage: Outage::new(&format!("put malformed messages of `{}` aside", queue.name)),

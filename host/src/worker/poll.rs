@@ -14,13 +14,12 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::debug;
 
 use super::Shared;
 use super::message::{Message, Polled};
 use super::process::{Settled, process};
-use super::slots::{Lent, Slot as CommonSlot};
+use super::slots::{Lent, Slot};
 use crate::broker::{BrokerError, Delivery, MAX_BATCH, MAX_WAIT_SECS, ReceiveOptions};
 use crate::failpoint;
 use crate::metrics;
@@ -38,17 +37,11 @@ const URGENT: Duration = Duration::from_secs(1);
 /// How long an idle queue is left alone after it was looked at while no slot was free.
 const CROWDED_PAUSE: Duration = Duration::from_secs(1);
 
-/// Room for one attempt, within the limits of the queue and of the worker.
-pub(crate) struct Slot {
-    _common: CommonSlot,
-    _own: OwnedSemaphorePermit,
-}
-
 /// What a receive call keeps for the messages that it brings.
 enum Kept {
     Slots(Vec<Slot>),
     /// An idle queue's slot, which others may take meanwhile.
-    Lent(Lent, OwnedSemaphorePermit),
+    Lent(Lent),
 }
 
 /// One answer of a receive call.
@@ -99,7 +92,7 @@ pub(super) async fn poll(shared: Arc<Shared>, polled: Arc<Polled>) {
                     }
                 }
             }
-            slots = take_slots(&shared, polled.index, &polled.own, most), if may_ask => {
+            slots = take_slots(&shared, polled.index, most), if may_ask => {
                 let is_first = polls.is_empty();
                 polls.push(ask(&shared, &polled, slots, is_first && is_idle, is_first));
             }
@@ -130,7 +123,7 @@ fn ask<'a>(
     let (kept, wait) = match (polled.is_only, is_idle && !is_crowded) {
         (true, _) => (Kept::Slots(slots), if is_first { MAX_WAIT_SECS } else { 0 }),
         (false, true) => match slots.pop() {
-            Some(Slot { _common, _own }) => (Kept::Lent(_common.lend(), _own), MAX_WAIT_SECS),
+            Some(slot) => (Kept::Lent(slot.lend()), MAX_WAIT_SECS),
             None => (Kept::Slots(slots), 0),
         },
         (false, false) => (Kept::Slots(slots), 0),
@@ -148,23 +141,18 @@ fn ask<'a>(
 
 /// Takes from one to `most` slots. While other jobs run it waits a moment for that many, since a
 /// call that brings ten messages costs as much as one that brings one.
-async fn take_slots(shared: &Shared, queue: usize, own: &Arc<Semaphore>, most: usize) -> Vec<Slot> {
+async fn take_slots(shared: &Shared, queue: usize, most: usize) -> Vec<Slot> {
     let mut slots = Vec::with_capacity(most);
     let mut linger_until = None;
     while slots.len() < most {
-        let take = async {
-            // Never closed: the semaphore lives as long as the worker.
-            let own = own.clone().acquire_owned().await.ok()?;
-            Some(Slot { _common: shared.slots.take(queue, false).await, _own: own })
-        };
-        let taken = match linger_until {
+        let take = shared.slots.take(queue, false);
+        let slot = match linger_until {
             None => take.await,
             Some(until) => match tokio::time::timeout_at(until, take).await {
-                Ok(taken) => taken,
+                Ok(slot) => slot,
                 Err(_) => break,
             },
         };
-        let Some(slot) = taken else { break };
         slots.push(slot);
         let until = if shared.slots.is_idle_but_for(slots.len()) { Duration::ZERO } else { FILL };
         linger_until.get_or_insert_with(|| tokio::time::Instant::now() + until);
@@ -178,15 +166,15 @@ fn dispatch(shared: &Arc<Shared>, polled: &Arc<Polled>, deliveries: Vec<Delivery
     metrics::count(metrics::RECEIVED, &polled.queue.name, deliveries.len() as u64);
     let slots = match kept {
         Kept::Slots(slots) => slots,
-        Kept::Lent(lent, own) => match lent.back() {
-            Some(common) => vec![Slot { _common: common, _own: own }],
+        Kept::Lent(lent) => match lent.back() {
+            Some(slot) => vec![slot],
             None => {
                 // One slot was lent, so one message was asked for.
                 if let Some(delivery) = deliveries.into_iter().next() {
                     let (shared, polled) = (shared.clone(), polled.clone());
                     let tracker = shared.attempts.clone();
                     tracker.spawn(async move {
-                        wait_for_slot(&shared, &polled, delivery, own).await;
+                        wait_for_slot(&shared, &polled, delivery).await;
                     });
                 }
                 return;
@@ -238,25 +226,19 @@ async fn run_group(shared: &Shared, polled: &Polled, group: Vec<(Delivery, Slot)
 }
 
 /// Holds a message whose slot was lent and taken, until it gets another, or gives it back.
-async fn wait_for_slot(
-    shared: &Shared,
-    polled: &Polled,
-    delivery: Delivery,
-    own: OwnedSemaphorePermit,
-) {
+async fn wait_for_slot(shared: &Shared, polled: &Polled, delivery: Delivery) {
     let lease = shared.leases.hold(&polled.queue, &delivery);
     let message = Message { worker: shared, polled, delivery, must_leave: false };
     // One that can't return waits as long as it takes.
     let patience = if polled.is_last_receipt(&message.delivery) { Duration::MAX } else { URGENT };
-    let common = tokio::select! {
+    let slot = tokio::select! {
         biased;
         () = shared.stopping.cancelled() => None,
-        common = shared.slots.take(polled.index, true) => Some(common),
+        slot = shared.slots.take(polled.index, true) => Some(slot),
         () = tokio::time::sleep(patience) => None,
     };
-    match common {
-        Some(common) => {
-            let slot = Slot { _common: common, _own: own };
+    match slot {
+        Some(slot) => {
             process(message, lease, slot).await;
         }
         None => {

@@ -7,7 +7,7 @@ use tracing::{debug, info, warn};
 
 use super::lease::Lease;
 use super::message::Message;
-use super::poll::Slot;
+use super::slots::Slot;
 use crate::clock::millis;
 use crate::failpoint;
 use crate::metrics;

@@ -15,6 +15,15 @@ pub(crate) struct Slots {
     total: usize,
 }
 
+/// What a queue may have of the slots.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Terms {
+    /// Its part where several queues want slots; from 1.
+    pub(crate) weight: u32,
+    /// Most slots that it may have at once.
+    pub(crate) limit: usize,
+}
+
 struct State {
     free: usize,
     /// Slots that long polls of idle queues have lent and that nobody has taken.
@@ -30,7 +39,8 @@ struct State {
 
 /// A queue's part of the slots.
 struct Share {
-    weight: u32,
+    terms: Terms,
+    in_use: usize,
     /// Slots taken so far, over the weight.
     used: f64,
 }
@@ -45,25 +55,26 @@ struct Waiting {
 /// Room for one attempt; free again when dropped.
 pub(crate) struct Slot {
     slots: Arc<Slots>,
+    queue: usize,
     is_returned: bool,
 }
 
 /// A slot that others may take meanwhile.
 pub(crate) struct Lent {
     slots: Arc<Slots>,
+    queue: usize,
     key: u64,
 }
 
 impl Slots {
-    /// `total` slots for queues of these weights, in the order of their rank.
-    pub(crate) fn new(total: usize, weights: &[u32], is_strict: bool) -> Arc<Self> {
-        let share = |&weight: &u32| Share { weight: weight.max(1), used: 0.0 };
+    /// `total` slots for queues on these terms, in the order of their rank.
+    pub(crate) fn new(total: usize, queues: &[Terms], is_strict: bool) -> Arc<Self> {
         let state = State {
             free: total,
             lent: BTreeSet::new(),
             next_lent: 0,
             waiting: Vec::new(),
-            shares: weights.iter().map(share).collect(),
+            shares: queues.iter().map(|&terms| Share { terms, in_use: 0, used: 0.0 }).collect(),
             is_strict,
             present: 0.0,
         };
@@ -76,7 +87,7 @@ impl Slots {
             let answer = {
                 let mut state = self.lock();
                 if state.take_spare(queue) {
-                    return self.slot();
+                    return self.slot(queue);
                 }
                 let (door, answer) = oneshot::channel();
                 state.arrive(Waiting { queue, is_urgent, door });
@@ -101,19 +112,23 @@ impl Slots {
         state.free + state.lent.len() + mine >= self.total
     }
 
-    fn slot(self: &Arc<Self>) -> Slot {
-        Slot { slots: self.clone(), is_returned: false }
+    fn slot(self: &Arc<Self>, queue: usize) -> Slot {
+        Slot { slots: self.clone(), queue, is_returned: false }
     }
 
-    /// Gives a slot to whoever is next, or keeps it free.
-    fn release(self: &Arc<Self>) {
+    /// Gives the slot of a queue to whoever is next, or keeps it free.
+    fn release(self: &Arc<Self>, queue: usize) {
+        let mut back = queue;
         // A receiver that is gone hands the slot back: then the next one is asked, not by a
         // nested call, which could go as deep as there are waiters.
         loop {
-            let Some(next) = self.lock().next_or_free() else { return };
-            match next.door.send(self.slot()) {
+            let Some(next) = self.lock().pass_on(back) else { return };
+            match next.door.send(self.slot(next.queue)) {
                 Ok(()) => return,
-                Err(mut slot) => slot.is_returned = true,
+                Err(mut slot) => {
+                    slot.is_returned = true;
+                    back = next.queue;
+                }
             }
         }
     }
@@ -124,8 +139,11 @@ impl Slots {
 }
 
 impl State {
-    /// Takes a slot that is free or lent. There are none while anybody waits.
+    /// Takes a slot that is free or lent. Who waits meanwhile has all that its queue may have.
     fn take_spare(&mut self, queue: usize) -> bool {
+        if !self.has_room(queue) {
+            return false;
+        }
         if self.free > 0 {
             self.free -= 1;
         } else if self.lent.pop_first().is_none() {
@@ -143,6 +161,10 @@ impl State {
         self.waiting.push(waiting);
     }
 
+    fn has_room(&self, queue: usize) -> bool {
+        self.shares.get(queue).is_none_or(|share| share.in_use < share.terms.limit)
+    }
+
     /// A queue that asked for nothing for a while has not saved its share up.
     fn settle_up(&mut self, queue: usize) {
         let present = self.present;
@@ -156,19 +178,24 @@ impl State {
     fn charge(&mut self, queue: usize) {
         if let Some(share) = self.shares.get_mut(queue) {
             self.present = self.present.max(share.used);
-            share.used += 1.0 / f64::from(share.weight);
+            share.used += 1.0 / f64::from(share.terms.weight.max(1));
+            share.in_use += 1;
         }
     }
 
-    /// The waiter that gets the next slot; without one the slot is free.
-    fn next_or_free(&mut self) -> Option<Waiting> {
+    /// Takes a queue's slot back; returns the waiter that gets it. Without one it is free.
+    fn pass_on(&mut self, from: usize) -> Option<Waiting> {
+        if let Some(share) = self.shares.get_mut(from) {
+            share.in_use = share.in_use.saturating_sub(1);
+        }
         self.waiting.retain(|other| !other.door.is_closed());
         let used = |waiting: &Waiting| match self.is_strict {
             #[allow(clippy::cast_precision_loss, reason = "there are far fewer than 2^52 queues")]
             true => waiting.queue as f64,
             false => self.shares.get(waiting.queue).map_or(0.0, |share| share.used),
         };
-        let best = self.waiting.iter().enumerate().min_by(|(_, a), (_, b)| {
+        let able = self.waiting.iter().enumerate().filter(|(_, next)| self.has_room(next.queue));
+        let best = able.min_by(|(_, a), (_, b)| {
             b.is_urgent.cmp(&a.is_urgent).then(used(a).total_cmp(&used(b)))
         });
         let Some((index, _)) = best else {
@@ -179,6 +206,12 @@ impl State {
         self.charge(next.queue);
         Some(next)
     }
+
+    /// Whether anybody could use a slot now.
+    fn is_wanted(&self) -> bool {
+        let wants = |next: &Waiting| !next.door.is_closed() && self.has_room(next.queue);
+        self.waiting.iter().any(wants)
+    }
 }
 
 impl Slot {
@@ -188,30 +221,39 @@ impl Slot {
         let mut state = self.slots.lock();
         let key = state.next_lent;
         state.next_lent += 1;
-        if state.waiting.is_empty() {
-            state.lent.insert(key);
+        if state.is_wanted() {
             drop(state);
+            self.slots.release(self.queue);
         } else {
-            drop(state);
-            self.slots.release();
+            state.lent.insert(key);
+            if let Some(share) = state.shares.get_mut(self.queue) {
+                share.in_use = share.in_use.saturating_sub(1);
+            }
         }
-        Lent { slots: self.slots.clone(), key }
+        Lent { slots: self.slots.clone(), queue: self.queue, key }
     }
 }
 
 impl Lent {
     /// The slot, unless somebody has taken it.
     pub(crate) fn back(self) -> Option<Slot> {
-        let is_there = self.slots.lock().lent.remove(&self.key);
-        is_there.then(|| self.slots.slot())
+        self.take_back().then(|| self.slots.slot(self.queue))
+    }
+
+    fn take_back(&self) -> bool {
+        let mut state = self.slots.lock();
+        let is_there = state.lent.remove(&self.key);
+        if is_there && let Some(share) = state.shares.get_mut(self.queue) {
+            share.in_use += 1;
+        }
+        is_there
     }
 }
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        let is_there = self.slots.lock().lent.remove(&self.key);
-        if is_there {
-            self.slots.release();
+        if self.take_back() {
+            self.slots.release(self.queue);
         }
     }
 }
@@ -219,7 +261,7 @@ impl Drop for Lent {
 impl Drop for Slot {
     fn drop(&mut self) {
         if !self.is_returned {
-            self.slots.release();
+            self.slots.release(self.queue);
         }
     }
 }
@@ -230,13 +272,20 @@ mod tests {
 
     use super::*;
 
+    /// Slots for queues of these weights, without limits of their own.
+    fn slots(total: usize, weights: &[u32], is_strict: bool) -> Arc<Slots> {
+        let terms: Vec<Terms> =
+            weights.iter().map(|&weight| Terms { weight, limit: total }).collect();
+        Slots::new(total, &terms, is_strict)
+    }
+
     fn take(slots: &Arc<Slots>, queue: usize) -> Option<Slot> {
         slots.take(queue, false).now_or_never()
     }
 
     /// Who gets the slot, over and over, while all queues wait for it.
     fn order(weights: &[u32], is_strict: bool, turns: usize) -> Vec<usize> {
-        let slots = Slots::new(1, weights, is_strict);
+        let slots = slots(1, weights, is_strict);
         let mut held = take(&slots, 0);
         let mut waiting: Vec<_> =
             (0..weights.len()).map(|queue| Box::pin(slots.take(queue, false))).collect();
@@ -259,7 +308,7 @@ mod tests {
 
     #[test]
     fn no_more_slots_are_out_than_there_are() {
-        let slots = Slots::new(2, &[1], false);
+        let slots = slots(2, &[1], false);
         let (a, b) = (take(&slots, 0), take(&slots, 0));
         assert!(a.is_some() && b.is_some() && take(&slots, 0).is_none());
         drop(a);
@@ -282,7 +331,7 @@ mod tests {
 
     #[test]
     fn a_queue_that_was_idle_has_saved_nothing_up() {
-        let slots = Slots::new(1, &[1, 1], false);
+        let slots = slots(1, &[1, 1], false);
         for _ in 0..1000 {
             drop(take(&slots, 0));
         }
@@ -302,7 +351,7 @@ mod tests {
 
     #[test]
     fn a_lent_slot_is_anybodys_and_comes_back_if_nobody_took_it() {
-        let slots = Slots::new(1, &[1, 1], false);
+        let slots = slots(1, &[1, 1], false);
         let lent = take(&slots, 0).map(Slot::lend);
         let taken = take(&slots, 1);
         assert!(taken.is_some(), "the idle queue costs the other nothing");
@@ -315,7 +364,7 @@ mod tests {
 
     #[test]
     fn a_lent_slot_goes_to_whoever_waits_already() {
-        let slots = Slots::new(1, &[1, 1], false);
+        let slots = slots(1, &[1, 1], false);
         let held = take(&slots, 0);
         let mut wait = Box::pin(slots.take(1, false));
         assert!(wait.as_mut().now_or_never().is_none());
@@ -326,7 +375,7 @@ mod tests {
 
     #[test]
     fn a_waiter_that_went_away_takes_no_slot_with_it() {
-        let slots = Slots::new(1, &[1, 1], false);
+        let slots = slots(1, &[1, 1], false);
         let held = take(&slots, 0);
         {
             let mut gone = Box::pin(slots.take(1, false));
@@ -341,7 +390,7 @@ mod tests {
 
     #[test]
     fn a_message_that_lost_its_lent_slot_is_next() {
-        let slots = Slots::new(1, &[1, 1], true);
+        let slots = slots(1, &[1, 1], true);
         let held = take(&slots, 0);
         let mut first = Box::pin(slots.take(0, false));
         let mut urgent = Box::pin(slots.take(1, true));
@@ -349,5 +398,23 @@ mod tests {
         assert!(urgent.as_mut().now_or_never().is_none());
         drop(held);
         assert!(urgent.as_mut().now_or_never().is_some());
+    }
+
+    #[test]
+    fn a_queue_at_its_own_limit_leaves_the_slot_to_the_others() {
+        let terms = [Terms { weight: 1, limit: 1 }, Terms { weight: 1, limit: 3 }];
+        let slots = Slots::new(3, &terms, true);
+        let first = take(&slots, 0);
+        let mut wait = Box::pin(slots.take(0, false));
+        assert!(wait.as_mut().now_or_never().is_none());
+        let others = [take(&slots, 1), take(&slots, 1)];
+        assert!(others.iter().all(Option::is_some));
+        let mut other = Box::pin(slots.take(1, false));
+        assert!(other.as_mut().now_or_never().is_none());
+        drop(others);
+        assert!(wait.as_mut().now_or_never().is_none());
+        assert!(other.as_mut().now_or_never().is_some());
+        drop(first);
+        assert!(wait.as_mut().now_or_never().is_some());
     }
 }
