@@ -6,7 +6,7 @@
 //!             add, first receipt                claim
 //!                  ──────────▶  PENDING  ─────────────────▶  RUNNING ──┐ claim died:
 //!                                  ▲                          │  ▲  ▲  │ another attempt
-//!                    interrupted   │                          │  │  └──┘ takes it over
+//!        interrupted, lease lost   │                          │  │  └──┘ takes it over
 //!                                  └──────────────────────────┤  │
 //!                                                             │  │ claim
 //!                          failed, comes again                ▼  │
