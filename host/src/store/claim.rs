@@ -222,7 +222,7 @@ impl Store {
             for statement in [
                 "UPDATE {p}attempts SET outcome = 'lease-lost', finished_at = {now} \
                  WHERE job_id = $1 AND token = $2 AND outcome = 'running'",
-                "UPDATE {p}jobs SET status = 'PENDING', token = NULL, updated_at = {now} \
+                "UPDATE {p}jobs SET status = 'PENDING', token = NULL, alone = 0, updated_at = {now} \
                  WHERE id = $1 AND token = $2",
             ] {
                 let query = sqlx::query(self.sql(statement)).bind(job_id.to_owned());
