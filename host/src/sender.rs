@@ -11,6 +11,7 @@ use tracing::warn;
 
 use crate::broker::{
     Attributes, Broker, BrokerError, EntryError, MAX_BATCH, MAX_DELAY_SECS, OutgoingMessage, Queue,
+    is_message_group,
 };
 use crate::clock::Clock;
 use crate::failpoint;
@@ -180,7 +181,9 @@ fn message(row: &OutboxRow, queue: &Queue) -> OutgoingMessage {
     let delay_secs = u32::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(MAX_DELAY_SECS);
     let group = match (&row.group, queue.is_fifo) {
         (Some(group), _) => Some(group.clone()),
-        (None, true) => Some(row.job.id.clone()),
+        // Each job without a group is a group of its own. Ids may hold what groups may not.
+        (None, true) if is_message_group(&row.job.id) => Some(row.job.id.clone()),
+        (None, true) => Some(payload::hex(&Sha256::digest(&row.job.id))),
         (None, false) => None,
     };
     let (body, attributes) = content(row);
