@@ -52,6 +52,7 @@ fn attempt(module: &str, count: usize) {
             args: "[1, 2, 3, 4]".into(),
             kwargs: "{}".into(),
             limits: Limits::default(),
+            grants: Arc::default(),
             policy: RetryPolicy::default(),
         };
         let mut times = Vec::with_capacity(count);
