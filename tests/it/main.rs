@@ -34,6 +34,10 @@ macro_rules! on_every_pair {
 mod broker_contract;
 mod cli;
 mod config;
+mod grants;
+mod hostile_jobs;
+mod hostile_modules;
+mod http_grants;
 mod leases;
 mod lifecycle;
 mod message_path;
