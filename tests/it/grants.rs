@@ -109,6 +109,33 @@ fn a_folder_that_touches_what_the_host_stands_on_is_refused_at_start() {
 }
 
 #[test]
+fn a_folder_within_one_that_may_be_written_is_refused_at_start() {
+    let project = project(
+        "[[modules.hostile.grants.folders]]\npath = \"shared\"\nwrite = true\n[[modules.outcomes.grants.folders]]\npath = \"shared/in\"\n",
+    );
+    std::fs::create_dir_all(project.folder().join("shared/in")).unwrap();
+    let output = project.run(&["worker", "q"]).exits(2);
+    output.is_a_sentence().says(&["shared/in", "a link in its place"]);
+}
+
+#[test]
+fn a_folder_that_is_gone_by_now_fails_the_attempt_and_says_so() {
+    let setup = Setup::new(Pair::Embedded, &["hostile"]);
+    let folder = setup.project.folder().join("shared/in");
+    std::fs::create_dir_all(&folder).unwrap();
+    setup.project.write("sqjobs.toml", FOLDER);
+    let mut worker = setup.worker(&[]);
+    worker.wait_until_ready();
+    std::fs::remove_dir(&folder).unwrap();
+    let id = setup.add(&["open_paths", "\"/in/ok.txt\""]);
+    let row = setup.wait_for_status(&id, "RETRY");
+    assert!(row.text("error").contains("can't be opened"), "{row}");
+    std::fs::create_dir(&folder).unwrap();
+    let _ = setup.wait_for_status(&id, "SUCCESS");
+    assert_eq!(worker.terminate(), Some(0));
+}
+
+#[test]
 fn a_job_sees_the_variables_that_were_granted_and_no_others() {
     let mut project = project("[modules.outcomes.grants]\nenv = [\"GREETING\", \"NOT_THERE\"]\n");
     project.set("GREETING", "hello");

@@ -5,8 +5,11 @@
 //! reads every job. So such a grant is refused, by whatever path or link it is named.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
+
+use crate::sandbox::grants::Folder;
 
 /// A folder of the host that no guest may have.
 pub(super) struct Protected {
@@ -54,14 +57,60 @@ fn identity(path: &Path) -> Option<Identity> {
     std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
-/// The path itself and every folder above it, links resolved; of a path that is not there yet,
-/// what there is of it.
+/// Most links that are followed on the way to one path, as many as Linux follows.
+const MAX_LINKS: usize = 40;
+
+/// Every folder that a look-up of the path goes through, and what it ends at: whoever can write
+/// in one of them decides where the path leads. Of a path that is not there yet, what there is.
 fn lineage(path: &Path) -> BTreeSet<Identity> {
-    let existing = path.ancestors().find_map(|above| {
-        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
-        above.canonicalize().ok()
-    });
-    existing.iter().flat_map(|path| path.ancestors()).filter_map(identity).collect()
+    let mut passed = BTreeSet::new();
+    let Ok(path) = std::path::absolute(path) else { return passed };
+    let (mut current, mut links) = (PathBuf::new(), 0);
+    let parts = |path: &Path| -> Vec<OsString> {
+        path.components().rev().map(|part| part.as_os_str().to_owned()).collect()
+    };
+    let mut waiting = parts(&path);
+    while let Some(part) = waiting.pop() {
+        match Path::new(&part).components().next() {
+            Some(Component::RootDir) => current = PathBuf::from("/"),
+            Some(Component::ParentDir) => drop(current.pop()),
+            Some(Component::Normal(name)) => {
+                let next = current.join(name);
+                let Ok(found) = std::fs::symlink_metadata(&next) else { break };
+                if found.file_type().is_symlink() {
+                    links += 1;
+                    let Ok(target) = std::fs::read_link(&next) else { break };
+                    if links > MAX_LINKS {
+                        break;
+                    }
+                    waiting.extend(parts(&target));
+                    continue;
+                }
+                current = next;
+            }
+            _ => {}
+        }
+        passed.extend(identity(&current));
+    }
+    passed
+}
+
+/// Tells of a folder that lies within another one which some job may write: that job could put a
+/// link in its place, and the next attempt would be given whatever the link leads to.
+pub(super) fn check_nesting<'a>(folders: impl Iterator<Item = &'a Folder> + Clone) -> Vec<String> {
+    let mut faults = BTreeSet::new();
+    for outer in folders.clone().filter(|folder| folder.is_writable) {
+        for inner in folders.clone() {
+            if inner.host != outer.host && inner.host.starts_with(&outer.host) {
+                faults.insert(format!(
+                    "the granted folder `{}` lies in `{}`, which is granted with `write`: a job could put a link in its place; grant folders beside each other",
+                    inner.host.display(),
+                    outer.host.display()
+                ));
+            }
+        }
+    }
+    faults.into_iter().collect()
 }
 
 #[cfg(test)]
@@ -95,5 +144,32 @@ mod tests {
         assert!(refused("missing").contains("missing"));
         assert_eq!(check(&base.join("shared"), &protected), Ok(base.join("shared")));
         std::fs::remove_dir_all(base).unwrap();
+    }
+
+    /// Whoever writes in it can turn the link that the host's own path goes by.
+    #[test]
+    fn a_folder_with_a_link_that_leads_to_a_protected_one_is_refused() {
+        let base = scratch();
+        std::os::unix::fs::symlink("../jobs", base.join("shared/way")).unwrap();
+        std::os::unix::fs::symlink("shared/way", base.join("alias")).unwrap();
+        for path in ["shared/way", "alias", "alias/inner/later"] {
+            let path = base.join(path);
+            let protected = [Protected { what: "the jobs folder", path, is_deep: true }];
+            let refused = check(&base.join("shared"), &protected).unwrap_err();
+            assert!(refused.contains("contains the jobs folder"), "{refused}");
+        }
+        std::os::unix::fs::symlink("loop", base.join("loop")).unwrap();
+        assert!(check(&base.join("loop"), &[]).is_err());
+        std::fs::remove_dir_all(base).unwrap();
+    }
+
+    #[test]
+    fn no_folder_is_granted_within_one_that_a_job_may_write() {
+        let folder =
+            |path: &str, is_writable| Folder { host: path.into(), guest: "/x".into(), is_writable };
+        let check = |folders: &[Folder]| check_nesting(folders.iter()).len();
+        assert_eq!(check(&[folder("/a", true), folder("/a/b", false)]), 1);
+        assert_eq!(check(&[folder("/a", false), folder("/a/b", true)]), 0);
+        assert_eq!(check(&[folder("/a", true), folder("/a", true), folder("/ab", true)]), 0);
     }
 }

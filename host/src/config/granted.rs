@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::folders::Protected;
+use super::folders::{Protected, check_nesting};
 use super::grants::{self, GrantSettings};
 use super::{Config, ConfigError, DatabaseChoice};
 use crate::sandbox::grants::Grants;
@@ -51,6 +51,8 @@ impl Config {
         for (name, settings) in &self.jobs {
             grants.jobs.extend(open(&settings.grants).map(|grants| (name.clone(), grants)));
         }
+        let all = grants.modules.values().chain(grants.jobs.values());
+        faults.extend(check_nesting(all.flat_map(|grants| &grants.folders)));
         if !faults.is_empty() {
             return Err(ConfigError(faults));
         }
@@ -89,15 +91,11 @@ impl Config {
     /// far as module, file and folder are those that the grants are bound to.
     #[must_use]
     pub fn grants(&self, module: ModuleSource<'_>, job: &str) -> Arc<Grants> {
-        let bound = self.bound(module, &[job]);
-        let mut of_module = None;
-        let mut of_job = None;
-        for (settings, is_job) in bound {
+        let (mut of_module, mut of_job) = (None, None);
+        for (_, is_job) in self.bound(module, &[job]) {
             if is_job {
                 of_job = self.grants.jobs.get(job);
-            } else if self.modules.get(module.name).and_then(|own| own.grants.as_ref())
-                == Some(settings)
-            {
+            } else {
                 of_module = self.grants.modules.get(module.name);
             }
         }

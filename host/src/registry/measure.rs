@@ -1,8 +1,8 @@
 //! Path 2, step B: how large a module is, before anything compiles it.
 
-use crate::payload::hex;
-
 use sha2::{Digest as _, Sha256};
+
+use crate::payload::hex;
 
 /// Deepest nesting of components that is looked into; the compiler's own parser stops before.
 const MAX_DEPTH: usize = 100;

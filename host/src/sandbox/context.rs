@@ -171,6 +171,19 @@ impl WasiView for AttemptContext {
 }
 
 impl Said {
+    /// Takes the message of a panic from standard error, where a module without our SDK tells it:
+    /// Rust's own has the place in one line and the message in the next.
+    fn note_panic(&mut self, line: &str) {
+        match &mut self.panic {
+            Some(told) if told.ends_with(':') => {
+                told.push(' ');
+                told.push_str(line);
+            }
+            _ if line.contains("panicked at") => self.panic = Some(line.to_owned()),
+            _ => {}
+        }
+    }
+
     /// Keeps a line, up to `limit` bytes in all; tells whether it was kept.
     pub(super) fn keep(&mut self, line: &str, limit: usize) -> bool {
         if self.is_full {
@@ -224,9 +237,8 @@ impl GuestOutput {
         let stream = if self.is_error { "stderr" } else { "stdout" };
         let is_kept = {
             let mut said = self.said.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            if self.is_error && text.contains("panicked at") {
-                // A module without our SDK tells its panic here only.
-                said.panic.get_or_insert_with(|| text.clone().into_owned());
+            if self.is_error {
+                said.note_panic(&text);
             }
             said.keep(&format!("{stream}: {text}"), self.limit)
         };
@@ -313,6 +325,16 @@ impl wasmtime_wasi::p2::Pollable for GuestOutput {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_panic_that_is_only_printed_is_told_with_its_message() {
+        let mut said = Said::default();
+        for line in ["before", "thread 'main' panicked at src/lib.rs:1:2:", "no way", "after"] {
+            said.note_panic(line);
+        }
+        let told = said.panic.as_deref();
+        assert_eq!(told, Some("thread 'main' panicked at src/lib.rs:1:2: no way"));
+    }
 
     #[test]
     fn what_a_guest_says_beyond_its_limit_is_cut_once_with_a_mark() {

@@ -227,6 +227,8 @@ impl Outgoing {
     /// Says among the attempt's own lines why a request was refused, and what would grant it: the
     /// guest itself is told no more than an error code.
     fn refuse(&self, reason: &str) {
+        // A secret may stand in the name that the guest asked for.
+        let reason = self.grants.redact(reason);
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         if said.keep(&format!("WARN: {reason}"), self.log_bytes) {
             let label = &self.label;
