@@ -170,17 +170,18 @@ impl WasiView for AttemptContext {
     }
 }
 
+/// How Rust begins to tell of a panic, behind the thread's name.
+const PANICKED_AT: &str = "panicked at ";
+
 impl Said {
     /// Takes the message of a panic from standard error, where a module without our SDK tells it:
     /// Rust's own has the place in one line and the message in the next.
     fn note_panic(&mut self, line: &str) {
-        match &mut self.panic {
-            Some(told) if told.ends_with(':') => {
-                told.push(' ');
-                told.push_str(line);
-            }
-            _ if line.contains("panicked at") => self.panic = Some(line.to_owned()),
-            _ => {}
+        let place = self.panic.as_deref().and_then(|told| told.strip_prefix(PANICKED_AT));
+        if let Some(place) = place.and_then(|place| place.strip_suffix(':')) {
+            self.panic = Some(format!("panic: {line} (at {place})"));
+        } else if let Some(at) = line.find(PANICKED_AT) {
+            self.panic = Some(line[at..].to_owned());
         }
     }
 
@@ -333,7 +334,7 @@ mod tests {
             said.note_panic(line);
         }
         let told = said.panic.as_deref();
-        assert_eq!(told, Some("thread 'main' panicked at src/lib.rs:1:2: no way"));
+        assert_eq!(told, Some("panic: no way (at src/lib.rs:1:2)"));
     }
 
     #[test]
