@@ -311,3 +311,13 @@ fn inspect_tells_of_each_import_whether_it_is_granted_empty_or_refused() {
     assert_eq!(status("wasi:http/outgoing-handler@"), "granted");
     assert_eq!(status("wasi:cli/environment@"), "granted");
 }
+
+#[test]
+fn inspect_shows_the_imports_of_a_file_that_wants_what_no_host_offers() {
+    let project = Project::empty();
+    let bytes = wat::parse_str(include_str!("../guests/unknown-import.wat")).unwrap();
+    let file = project.write("unknown.wasm", bytes).display().to_string();
+    let shown = project.run(&["inspect", &file]).exits(1);
+    assert!(shown.stdout.contains("refused  acme:cloud/storage@1.0.0"), "{shown}");
+    shown.is_a_sentence().says(&["acme:cloud/storage@1.0.0", "does not offer"]);
+}

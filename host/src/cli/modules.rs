@@ -1,6 +1,6 @@
 //! `jobs` and `inspect`: what is deployed, and what a file holds.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
@@ -8,10 +8,10 @@ use serde_json::json;
 
 use super::{is_json, loader, print};
 use crate::config::Config;
-use crate::config::granted::toml_key;
+use crate::config::granted::{ModuleSource, toml_key};
 use crate::registry::Registry;
 use crate::registry::definition::Definition;
-use crate::registry::load::{EXPORT, Module};
+use crate::registry::load::{EXPORT, LoadError, Module, is_offered, module_name};
 use crate::sandbox::Sandbox;
 use crate::text::printable;
 
@@ -89,8 +89,12 @@ pub(super) async fn inspect(
     arguments: &InspectArguments,
 ) -> anyhow::Result<()> {
     let loader = loader(config, &Arc::new(Sandbox::new(1)?), false).for_inspection();
-    let module = loader.load(&arguments.file).await?;
-    let grants = Granted::of(config, &module);
+    let module = match loader.load(&arguments.file).await {
+        Ok(module) => module,
+        Err(error) => return Err(unloadable(config, &arguments.file, error)),
+    };
+    let names = module.jobs.iter().map(|job| job.name.as_str()).collect();
+    let grants = Granted::of(config, module.source(), names);
     if is_json(config) {
         let imports: Vec<_> = module
             .imports
@@ -117,16 +121,15 @@ pub(super) async fn inspect(
 /// What a module finds at its imports under the configuration.
 struct Granted<'a> {
     config: &'a Config,
-    module: &'a Module,
+    module: ModuleSource<'a>,
     jobs: Vec<&'a str>,
     /// The table that would grant more.
     place: String,
 }
 
 impl<'a> Granted<'a> {
-    fn of(config: &'a Config, module: &'a Module) -> Self {
-        let jobs = module.jobs.iter().map(|job| job.name.as_str()).collect();
-        let place = format!("[modules.{}.grants]", toml_key(&module.version.name));
+    fn of(config: &'a Config, module: ModuleSource<'a>, jobs: Vec<&'a str>) -> Self {
+        let place = format!("[modules.{}.grants]", toml_key(module.name));
         Self { config, module, jobs, place }
     }
 
@@ -137,7 +140,10 @@ impl<'a> Granted<'a> {
         if needs_no_grant.iter().any(|package| import.starts_with(package)) {
             return "granted";
         }
-        match self.config.grants_import(self.module.source(), &self.jobs, import) {
+        if !is_offered(import) {
+            return "refused";
+        }
+        match self.config.grants_import(self.module, &self.jobs, import) {
             Some(true) => "granted",
             Some(false) if import.starts_with("wasi:http/") => "refused",
             _ => "empty",
@@ -167,14 +173,34 @@ fn show(module: &Module, grants: &Granted<'_>) -> anyhow::Result<()> {
         let text = format!("{} on {queue}{records}{schedule}", job.name);
         print::line(&format!("  {}", printable(&text)))?;
     }
+    show_imports(&module.imports, grants)
+}
+
+fn show_imports(imports: &[String], grants: &Granted<'_>) -> anyhow::Result<()> {
     print::line("\nimports:")?;
-    for import in &module.imports {
+    for import in imports {
         let (status, name) = (grants.status(import), printable(import));
         let remedy = match status {
-            "refused" => format!("  (to grant it, list hosts in `http` of {})", grants.place),
+            "refused" if is_offered(import) => {
+                format!("  (to grant it, list hosts in `http` of {})", grants.place)
+            }
+            "refused" => "  (this host does not offer it)".to_owned(),
             _ => String::new(),
         };
         print::line(&format!("  {status:8} {name}{remedy}"))?;
     }
     Ok(())
+}
+
+/// Why a file is no module; of one that imports what nobody offers, all imports are shown first.
+fn unloadable(config: &Config, file: &Path, error: LoadError) -> anyhow::Error {
+    let LoadError::UnknownImport { imports, .. } = &error else { return error.into() };
+    if !is_json(config) {
+        let name = module_name(file);
+        let module = ModuleSource { name: &name, digest: "", folder: Path::new(".") };
+        if let Err(unseen) = show_imports(imports, &Granted::of(config, module, Vec::new())) {
+            return unseen;
+        }
+    }
+    error.into()
 }

@@ -84,7 +84,7 @@ pub enum LoadError {
     )]
     OtherVersion { path: PathBuf, found: String },
     #[error("`{}` imports `{import}`, which this host does not offer", path.display())]
-    UnknownImport { path: PathBuf, import: String },
+    UnknownImport { path: PathBuf, import: String, imports: Vec<String> },
     #[error("`{}` does not fit the world sqjobs:job@1.0.0: {reason}", path.display())]
     Unfit { path: PathBuf, reason: String },
     #[error("`{}` failed in `describe`: {reason}", path.display())]
@@ -357,13 +357,10 @@ impl Work {
             });
         }
         let imports: Vec<String> = ty.imports(engine).map(|(name, _)| name.to_owned()).collect();
+        if let Some(import) = imports.iter().find(|import| !is_offered(import)).cloned() {
+            return Err(LoadError::UnknownImport { path: path(), import, imports });
+        }
         for import in &imports {
-            let is_offered = OWN_IMPORTS.contains(&import.as_str())
-                || import.starts_with(HTTP_PACKAGE)
-                || WASI_PACKAGES.iter().any(|package| import.starts_with(package));
-            if !is_offered {
-                return Err(LoadError::UnknownImport { path: path(), import: import.clone() });
-            }
             self.check_http(import, digest)?;
         }
         Ok(imports)
@@ -383,6 +380,14 @@ impl Work {
         }
         Err(not_granted(&self.path, module, import, config))
     }
+}
+
+/// Whether this host knows an import, granted or not.
+#[must_use]
+pub fn is_offered(import: &str) -> bool {
+    OWN_IMPORTS.contains(&import)
+        || import.starts_with(HTTP_PACKAGE)
+        || WASI_PACKAGES.iter().any(|package| import.starts_with(package))
 }
 
 /// Reads a regular file of at most `limit` bytes. Nothing else is opened for reading: a FIFO
