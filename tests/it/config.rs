@@ -193,3 +193,15 @@ fn a_database_password_may_come_from_a_file() {
     let missing = setup.run(&["list", "--database-password-file", "missing"]).exits(2);
     missing.is_a_sentence().says(&["missing"]);
 }
+
+/// What the guide shows can be copied.
+#[test]
+fn the_examples_of_the_guide_are_accepted() {
+    let guide = include_str!("../../docs/configuration.md");
+    let blocks = guide.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let settings: Vec<&str> = blocks.collect();
+    assert!(settings.len() > 2, "{settings:?}");
+    let project = Project::with_guests(&[]);
+    project.write("sqjobs.toml", settings.join("\n"));
+    let _ = project.run(&["list"]).ok();
+}

@@ -5,15 +5,13 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::{Exit, Usage, open_broker, open_store, print, results};
+use super::{Exit, Usage, loader, open_broker, open_store, print, results};
 use crate::broker;
 use crate::client::{Client, JobRequest, KnownJob};
 use crate::config::Config;
 use crate::json;
 use crate::payload::{self, MAX_NAME_BYTES, Malformed};
 use crate::registry::Registry;
-use crate::registry::cache::Cache;
-use crate::registry::load::Loader;
 use crate::sandbox::Sandbox;
 use crate::store::Store;
 use crate::text::printable;
@@ -180,8 +178,7 @@ async fn known_job(
         return Ok(None);
     }
     let sandbox = Arc::new(Sandbox::new(1)?);
-    let loader = Loader::new(sandbox, Cache::new(Some(&config.cache_dir())));
-    let registry = Registry::load(&loader, &config.jobs_dirs).await?;
+    let registry = Registry::load(&loader(config, &sandbox, true), &config.jobs_dirs).await?;
     Ok(registry.current(name).map(|served| KnownJob {
         queue: served.definition.queue.clone(),
         records_result: config.records(&served.definition),

@@ -23,6 +23,10 @@ use crate::broker::local::{LocalBroker, LocalOptions, Synchronous};
 use crate::broker::sqs::SqsBroker;
 use crate::config::{BrokerKind, Config, ConfigError, Flags, Output};
 use crate::outage::chain;
+use crate::registry::cache::Cache;
+use crate::registry::compile::{self, Compiler};
+use crate::registry::load::Loader;
+use crate::sandbox::Sandbox;
 use crate::store::{Dialect, Store};
 use crate::text::printable;
 
@@ -107,6 +111,9 @@ enum Command {
     Migrate,
     /// Make a project for a job that builds
     New(new::NewArguments),
+    /// Compile a module from standard input to standard output, for a host that started this
+    #[command(name = compile::COMMAND, hide = true)]
+    Compile { memory_bytes: u64, cpu_secs: u64 },
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -118,6 +125,11 @@ enum Command {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Usage(String);
+
+/// The error of a child process, for the host that started it: as it is, without `error: `.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Told(String);
 
 /// The command did its work, and the answer is "no": exit code as given, nothing more to say.
 #[derive(Debug, thiserror::Error)]
@@ -151,6 +163,9 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.command {
         Command::Completions { shell } => return completions(shell),
         Command::New(arguments) => return new::new(&arguments),
+        Command::Compile { memory_bytes, cpu_secs } => {
+            return compile::child(memory_bytes, cpu_secs).map_err(|reason| Told(reason).into());
+        }
         _ => {}
     }
     crate::failpoint::arm().map_err(|error| Usage(error.to_string()))?;
@@ -188,7 +203,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             Command::Jobs => modules::jobs(&config).await,
             Command::Inspect(arguments) => modules::inspect(&config, &arguments).await,
             Command::Migrate => migrate::migrate(&config).await,
-            Command::New(_) | Command::Completions { .. } => Ok(()),
+            Command::New(_) | Command::Compile { .. } | Command::Completions { .. } => Ok(()),
         }
     });
     // What still runs (a receive under way) must not hold the process up.
@@ -207,6 +222,10 @@ fn report(error: &anyhow::Error) -> ExitCode {
     if let Some(ConfigError(faults)) = error.downcast_ref() {
         faults.iter().for_each(|fault| tell_error(fault));
         return ExitCode::from(2);
+    }
+    if let Some(Told(reason)) = error.downcast_ref() {
+        print::note(format_args!("{reason}"));
+        return ExitCode::FAILURE;
     }
     tell_error(&chain(error.as_ref()));
     ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
@@ -248,6 +267,14 @@ impl Global {
         }
         Flags { values }
     }
+}
+
+/// What reads module files: compiling in a child process, and keeping the code if `keeps_code`.
+fn loader(config: &Arc<Config>, sandbox: &Arc<Sandbox>, keeps_code: bool) -> Loader {
+    let folder = keeps_code.then(|| config.cache_dir());
+    Loader::new(sandbox.clone(), Cache::new(folder.as_deref()))
+        .with_config(config.clone())
+        .with_compiler(Arc::new(Compiler::child(config.compile)))
 }
 
 /// Opens the database; an embedded one is brought to this version by itself.

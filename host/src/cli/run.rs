@@ -6,15 +6,13 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::enqueue::{JobArguments, check_job};
-use super::{Usage, print};
+use super::{Usage, loader, print};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::eager::{Eager, EagerError};
 use crate::outcome::Outcome;
 use crate::payload::Job;
 use crate::registry::Registry;
-use crate::registry::cache::Cache;
-use crate::registry::load::Loader;
 use crate::sandbox::Sandbox;
 
 #[derive(Args)]
@@ -33,6 +31,7 @@ pub(super) struct RunArguments {
 }
 
 pub(super) async fn run(config: Arc<Config>, arguments: &RunArguments) -> anyhow::Result<()> {
+    let config = Arc::new(Config::clone(&config).with_grants()?);
     let (args, kwargs) = arguments.arguments.texts()?;
     let path = Path::new(&arguments.what);
     let is_file = path.is_file() || path.extension().is_some_and(|ending| ending == "wasm");
@@ -47,8 +46,7 @@ pub(super) async fn run(config: Arc<Config>, arguments: &RunArguments) -> anyhow
     check_job(name.unwrap_or("unnamed"), arguments.id.as_deref())?;
     let sandbox = Arc::new(Sandbox::new(4)?);
     let (registry, name) = if is_file {
-        let loader = Loader::new(sandbox.clone(), Cache::new(None));
-        let module = loader.load(path).await?;
+        let module = loader(&config, &sandbox, false).load(path).await?;
         let name = match (name, module.jobs.as_slice()) {
             (Some(name), _) => name.to_owned(),
             (None, [only]) => only.name.clone(),
@@ -64,7 +62,7 @@ pub(super) async fn run(config: Arc<Config>, arguments: &RunArguments) -> anyhow
         };
         (Registry::of(module), name)
     } else {
-        let loader = Loader::new(sandbox.clone(), Cache::new(Some(&config.cache_dir())));
+        let loader = loader(&config, &sandbox, true);
         let registry = Registry::load_silently(&loader, &config.jobs_dirs).await?;
         registry.tell_refused_of(&arguments.what);
         (registry, arguments.what.clone())

@@ -29,8 +29,10 @@ pub(super) struct Reader<'a> {
 /// One table of the file.
 pub(super) struct Place {
     table: toml::Table,
-    /// The file and the table's name, for errors.
-    label: String,
+    /// The table's name: `jobs.adder_job`; empty for the whole file.
+    path: String,
+    /// The file's name, for errors.
+    file: String,
     pub(super) faults: Vec<String>,
 }
 
@@ -73,7 +75,7 @@ impl<'a> Reader<'a> {
             }
         };
         let label = file.as_ref().map(|path| format!("`{}`", path.display())).unwrap_or_default();
-        let top = Place { table, label, faults: Vec::new() };
+        let top = Place { table, path: String::new(), file: label, faults: Vec::new() };
         Ok(Self { flags, environment, folder: folder.into(), top, file, faults: Vec::new() })
     }
 
@@ -114,7 +116,7 @@ impl<'a> Reader<'a> {
             }
             return vec![found(&value)];
         }
-        let (base, origin) = (self.base(), format!("`{key}` in {}", self.top.label));
+        let (base, origin) = (self.base(), format!("`{key}` in {}", self.top.label()));
         let texts = match self.top.table.get(key) {
             None => return Vec::new(),
             Some(toml::Value::Integer(_)) if key != "concurrency" => None,
@@ -221,39 +223,124 @@ impl<'a> Reader<'a> {
 
     /// The table `[key]` of the file; empty when there is none.
     pub(super) fn table(&mut self, key: &'static str) -> Place {
-        let label = format!("[{key}] in {}", self.top.label);
-        let table = match self.top.table.get(key) {
-            None => toml::Table::new(),
-            Some(toml::Value::Table(table)) => table.clone(),
-            Some(_) => {
-                self.fault(&format!("`{key}` in {}", self.top.label), "expected a table");
-                toml::Table::new()
-            }
-        };
-        Place { table, label, faults: Vec::new() }
+        let table = self.top.sub(key);
+        self.faults.append(&mut self.top.faults);
+        table.unwrap_or_else(|| self.top.place(key.to_owned(), toml::Table::new()))
     }
 
     /// The tables `[key.NAME]` of the file.
     pub(super) fn tables(&mut self, key: &'static str) -> BTreeMap<String, Place> {
-        let mut tables = BTreeMap::new();
-        for (name, value) in self.table(key).table {
-            let label = format!("[{key}.{name}] in {}", self.top.label);
-            match value {
-                toml::Value::Table(table) => {
-                    tables.insert(name, Place { table, label, faults: Vec::new() });
-                }
-                _ => self.fault(&label, "expected a table"),
-            }
-        }
+        let tables = self.top.subs(key);
+        self.faults.append(&mut self.top.faults);
         tables
     }
 }
 
 impl Place {
+    fn place(&self, path: String, table: toml::Table) -> Self {
+        Self { table, path, file: self.file.clone(), faults: Vec::new() }
+    }
+
+    /// How errors name the table and its file.
+    pub(super) fn label(&self) -> String {
+        match self.path.as_str() {
+            "" => self.file.clone(),
+            path => format!("[{path}] in {}", self.file),
+        }
+    }
+
+    /// How other errors name the table: `[jobs.adder_job]`.
+    pub(super) fn header(&self) -> String {
+        format!("[{}]", self.path)
+    }
+
+    pub(super) fn fault(&mut self, key: &str, what: &str) {
+        self.faults.push(format!("`{key}` in {}: {what}", self.label()));
+    }
+
+    fn below(&self, key: &str) -> String {
+        let key = toml_key(key);
+        if self.path.is_empty() { key } else { format!("{}.{key}", self.path) }
+    }
+
+    /// The table `key` of this table.
+    pub(super) fn sub(&mut self, key: &str) -> Option<Self> {
+        match self.table.get(key)?.clone() {
+            toml::Value::Table(table) => Some(self.place(self.below(key), table)),
+            _ => {
+                self.fault(key, "expected a table");
+                None
+            }
+        }
+    }
+
+    /// The tables of the table `key` of this table, by name.
+    pub(super) fn subs(&mut self, key: &str) -> BTreeMap<String, Self> {
+        let Some(mut table) = self.sub(key) else { return BTreeMap::new() };
+        let names: Vec<String> = table.table.keys().cloned().collect();
+        let subs = names.into_iter().filter_map(|name| {
+            let sub = table.sub(&name)?;
+            Some((name, sub))
+        });
+        let subs = subs.collect();
+        self.faults.append(&mut table.faults);
+        subs
+    }
+
+    /// The tables of the list `[[key]]` of this table.
+    pub(super) fn list(&mut self, key: &str) -> Vec<Self> {
+        let Some(value) = self.table.get(key).cloned() else { return Vec::new() };
+        let toml::Value::Array(items) = value else {
+            self.fault(key, "expected a list of tables");
+            return Vec::new();
+        };
+        let mut places = Vec::with_capacity(items.len());
+        for item in items {
+            match item {
+                toml::Value::Table(table) => places.push(self.place(self.below(key), table)),
+                _ => self.fault(key, "expected a list of tables"),
+            }
+        }
+        places
+    }
+
+    /// A text.
+    pub(super) fn text(&mut self, key: &str) -> Option<String> {
+        match self.table.get(key)? {
+            toml::Value::String(text) => Some(text.clone()),
+            _ => {
+                self.fault(key, "expected a text");
+                None
+            }
+        }
+    }
+
+    /// A list of texts, each read by `parse`.
+    pub(super) fn texts<T>(
+        &mut self,
+        key: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Vec<T> {
+        let Some(value) = self.table.get(key).cloned() else { return Vec::new() };
+        let toml::Value::Array(items) = value else {
+            self.fault(key, "expected a list of texts");
+            return Vec::new();
+        };
+        let mut texts = Vec::with_capacity(items.len());
+        for item in &items {
+            match item.as_str().map(&parse) {
+                Some(Ok(text)) => texts.push(text),
+                Some(Err(what)) => self.fault(key, &what),
+                None => self.fault(key, "expected a list of texts"),
+            }
+        }
+        texts
+    }
+
     pub(super) fn check_keys(&mut self, known: &[&str]) {
         for key in self.table.keys().filter(|key| !known.contains(&key.as_str())) {
             let hint = suggestion(key, known);
-            self.faults.push(format!("`{key}` in {}: not a key{hint}", self.label));
+            self.faults.push(format!("`{key}` in {}: not a key{hint}", self.label()));
         }
     }
 
@@ -263,7 +350,7 @@ impl Place {
             Some(text) => parse(&text),
             None => Err("expected a text or a number".to_owned()),
         };
-        parsed.map_err(|fault| self.faults.push(format!("`{key}` in {}: {fault}", self.label))).ok()
+        parsed.map_err(|fault| self.fault(key, &fault)).ok()
     }
 
     pub(super) fn number(&mut self, key: &str, least: u64, most: u64) -> Option<u64> {
@@ -298,6 +385,16 @@ impl Place {
 
     pub(super) fn boolean(&mut self, key: &str) -> Option<bool> {
         self.parse(key, boolean)
+    }
+}
+
+/// A name as a part of a table's header: `invoices`, `"a.b"`.
+pub(crate) fn toml_key(name: &str) -> String {
+    let is_bare = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    if !name.is_empty() && name.chars().all(is_bare) {
+        name.to_owned()
+    } else {
+        format!("{name:?}")
     }
 }
 

@@ -4,8 +4,10 @@
 //! module that it began with, whatever is deployed meanwhile.
 
 pub mod cache;
+pub mod compile;
 pub mod definition;
 pub mod load;
+mod measure;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

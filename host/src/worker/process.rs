@@ -282,7 +282,8 @@ impl Message<'_> {
             generation: begun.map_or(0, |begun| begun.generation),
             args: job.args.clone(),
             kwargs: job.kwargs.clone(),
-            limits: config.limits(&served.definition),
+            limits: config.limits(&served.module.version.name, &served.definition),
+            grants: config.grants(served.module.source(), &job.name),
             policy: config.policy(&served.definition),
         }
     }
