@@ -31,6 +31,15 @@ impl Timestamp {
     pub fn parse(text: &str) -> Result<Self, chrono::ParseError> {
         Ok(Self(DateTime::parse_from_rfc3339(text)?.timestamp_millis()))
     }
+
+    /// The instant as RFC 3339 in UTC, with a fraction only where it has one.
+    #[must_use]
+    pub fn short(self) -> String {
+        match DateTime::<Utc>::from_timestamp_millis(self.0) {
+            Some(time) => time.to_rfc3339_opts(SecondsFormat::AutoSi, true),
+            None => self.to_string(),
+        }
+    }
 }
 
 impl fmt::Display for Timestamp {

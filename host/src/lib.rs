@@ -45,6 +45,7 @@
 //! # }
 //! ```
 
+pub mod beater;
 pub mod broker;
 pub mod cli;
 pub mod client;

@@ -41,5 +41,6 @@ mod migrate;
 mod modules;
 mod old_producers;
 mod outages;
+mod periodic_next;
 mod shutdown;
 mod store_contract;

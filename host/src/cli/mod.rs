@@ -6,6 +6,7 @@ mod enqueue;
 mod migrate;
 mod modules;
 mod new;
+mod periodic;
 mod print;
 mod results;
 mod run;
@@ -99,6 +100,9 @@ enum Command {
     /// What was put aside: messages that can't be run, jobs that failed for good
     #[command(subcommand)]
     Dead(dead::DeadCommand),
+    /// Periodic entries: what is queued when
+    #[command(subcommand)]
+    Periodic(periodic::PeriodicCommand),
     /// Show what is deployed in the jobs folders
     Jobs,
     /// Show what a module file holds
@@ -176,6 +180,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             Command::Status(arguments) => results::status(&config, &arguments).await,
             Command::List(arguments) => results::list(&config, &arguments).await,
             Command::Dead(command) => dead::dead(&config, &command).await,
+            Command::Periodic(command) => periodic::periodic(&config, &command).await,
             Command::Jobs => modules::jobs(&config).await,
             Command::Inspect(arguments) => modules::inspect(&config, &arguments).await,
             Command::Migrate => migrate::migrate(&config).await,
