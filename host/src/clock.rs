@@ -1,8 +1,8 @@
 //! The one source of "now", and the form in which instants are kept, sent and printed.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -57,6 +57,12 @@ pub fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
+/// What tests add to the machine's clock, in milliseconds, to see what a wrong one does.
+static OFFSET: LazyLock<i64> = LazyLock::new(|| {
+    let told = std::env::var("SQJOBS_TEST_CLOCK_OFFSET_MS").ok();
+    told.and_then(|text| text.parse().ok()).unwrap_or(0)
+});
+
 /// Tells the time. A held clock stands still until it is moved, so that tests need not sleep.
 #[derive(Debug, Clone, Default)]
 pub struct Clock {
@@ -81,7 +87,7 @@ impl Clock {
     pub fn now(&self) -> Timestamp {
         match &self.held {
             Some(held) => Timestamp(held.load(Ordering::SeqCst)),
-            None => Timestamp(Utc::now().timestamp_millis()),
+            None => Timestamp(Utc::now().timestamp_millis().saturating_add(*OFFSET)),
         }
     }
 

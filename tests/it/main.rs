@@ -31,6 +31,7 @@ macro_rules! on_every_pair {
     )+};
 }
 
+mod beater;
 mod broker_contract;
 mod cli;
 mod config;
@@ -41,6 +42,7 @@ mod migrate;
 mod modules;
 mod old_producers;
 mod outages;
+mod periodic;
 mod periodic_next;
 mod shutdown;
 mod store_contract;

@@ -74,6 +74,19 @@ impl Zone {
         self.looked_up(minute)
     }
 
+    /// An instant as this zone's clock shows it, such as `2027-03-28 03:00 CEST`.
+    #[must_use]
+    pub fn shown(self, instant: crate::clock::Timestamp) -> String {
+        match DateTime::from_timestamp_millis(instant.0) {
+            Some(time) => {
+                let local = time.with_timezone(&self.0);
+                let format = if instant.0 % 60_000 == 0 { "%F %R %Z" } else { "%F %T %Z" };
+                local.format(format).to_string()
+            }
+            None => instant.to_string(),
+        }
+    }
+
     fn looked_up(self, minute: i64) -> i64 {
         let Some(time) = DateTime::from_timestamp(minute.saturating_mul(60), 0) else { return 0 };
         let offset = self.0.offset_from_utc_datetime(&time.naive_utc()).fix();
@@ -132,6 +145,15 @@ impl Zone {
         }
         at
     }
+}
+
+/// The version of the machine's own database, where it has one and it is newer than ours.
+#[must_use]
+pub fn newer_on_this_machine() -> Option<String> {
+    let text = std::fs::read_to_string("/usr/share/zoneinfo/tzdata.zi").ok()?;
+    let version = text.lines().next()?.strip_prefix("# version ")?.trim().to_owned();
+    // `2025b` is later than `2025a` and earlier than `2026a`.
+    (version.as_str() > VERSION && version.len() < 12).then_some(version)
 }
 
 /// The names that may have been meant.

@@ -6,11 +6,13 @@ use clap::Args;
 use tracing::{info, warn};
 
 use super::{Usage, migrate, open_broker, open_store};
+use crate::beater::{Beater, register};
 use crate::config::{BrokerKind, Config};
 use crate::registry::Registry;
 use crate::registry::cache::Cache;
 use crate::registry::load::Loader;
 use crate::sandbox::Sandbox;
+use crate::sender::Sender;
 use crate::store::Store;
 use crate::worker::Worker;
 
@@ -22,6 +24,9 @@ pub(super) struct WorkerArguments {
     /// Bring a PostgreSQL schema to this version first
     #[arg(long)]
     pub(super) migrate: bool,
+    /// Queue periodic jobs as well, of all queues
+    #[arg(long)]
+    beater: bool,
 }
 
 pub(super) async fn worker(config: Arc<Config>, arguments: &WorkerArguments) -> anyhow::Result<()> {
@@ -73,9 +78,14 @@ pub(super) async fn worker(config: Arc<Config>, arguments: &WorkerArguments) -> 
         registry,
         sandbox,
         &queues,
-        stopping,
+        stopping.clone(),
     )
     .await?;
+    register::config(&store, &config).await?;
+    let beater = arguments.beater.then(|| {
+        let sender = Sender::new(store.clone(), broker.clone());
+        tokio::spawn(Beater::new(store.clone(), sender, Vec::new(), stopping).run())
+    });
     info!(
         concurrency = config.concurrency,
         "ready: polling {} on {}",
@@ -83,6 +93,9 @@ pub(super) async fn worker(config: Arc<Config>, arguments: &WorkerArguments) -> 
         broker.label()
     );
     worker.run().await;
+    if let Some(beater) = beater {
+        beater.await?;
+    }
     store.close().await;
     info!("stopped");
     Ok(())

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::beater::definition::{self, Definition as Periodic};
 use crate::broker::MAX_VISIBILITY_TIMEOUT_SECS;
 use crate::registry::definition::{Definition, MAX_TIMEOUT};
 use crate::retry::RetryPolicy;
@@ -119,6 +120,8 @@ pub struct Config {
     pub jobs: BTreeMap<String, JobSettings>,
     /// By queue name.
     pub queues: BTreeMap<String, QueueSettings>,
+    /// Periodic entries, by name.
+    pub periodic: BTreeMap<String, Periodic>,
     database: DatabaseChoice,
     aws_endpoint: Option<&'static str>,
 }
@@ -130,7 +133,7 @@ enum DatabaseChoice {
 }
 
 /// The settings that have a flag, an environment variable and a key, with what each is for.
-const SETTINGS: [&str; 16] = [
+const SETTINGS: [&str; 17] = [
     "database",
     "database-password-file",
     "schema",
@@ -147,6 +150,7 @@ const SETTINGS: [&str; 16] = [
     "defaults",
     "jobs",
     "queues",
+    "periodic",
 ];
 
 impl Config {
@@ -218,6 +222,11 @@ impl Config {
             queues.insert(name, QueueSettings { concurrency });
             reader.faults.append(&mut place.faults);
         }
+        let mut periodic = BTreeMap::new();
+        for (name, mut place) in reader.tables("periodic") {
+            periodic.insert(name.clone(), periodic_entry(&name, &mut place));
+            reader.faults.append(&mut place.faults);
+        }
         let (defaults, mut faults) = defaults;
         reader.faults.append(&mut faults);
         let aws_endpoint = ["AWS_ENDPOINT_URL_SQS", "AWS_ENDPOINT_URL"]
@@ -238,6 +247,7 @@ impl Config {
             defaults,
             jobs,
             queues,
+            periodic,
             database,
             aws_endpoint,
         }
@@ -359,6 +369,53 @@ fn job_settings(place: &mut Place, has_record: bool) -> (JobSettings, Vec<String
         max_backoff: place.duration("max-backoff", Duration::ZERO, Duration::MAX),
     };
     (settings, std::mem::take(&mut place.faults))
+}
+
+/// Reads the keys of `[periodic.NAME]`.
+fn periodic_entry(name: &str, place: &mut Place) -> Periodic {
+    place.check_keys(&[
+        "job",
+        "queue",
+        "schedule",
+        "timezone",
+        "every",
+        "args",
+        "kwargs",
+        "catch-up",
+        "max-lateness",
+        "grace",
+        "overlap",
+        "jitter",
+        "start",
+        "end",
+    ]);
+    let mut span =
+        |key| place.duration(key, Duration::ZERO, Duration::MAX).map(definition::span_ms);
+    let (every_ms, max_lateness_ms) = (span("every"), span("max-lateness"));
+    let (grace_ms, jitter_ms) = (span("grace"), span("jitter"));
+    let entry = Periodic {
+        // The usual entry has its job's name.
+        job: place.text("job").or_else(|| Some(name.to_owned())),
+        queue: place.text("queue"),
+        schedule: place.text("schedule"),
+        timezone: place.text("timezone"),
+        every_ms,
+        args: place.json("args"),
+        kwargs: place.json("kwargs"),
+        catch_up: place.text("catch-up"),
+        max_lateness_ms,
+        grace_ms,
+        overlap: place.text("overlap"),
+        jitter_ms,
+        start_at: place.instant("start"),
+        end_at: place.instant("end"),
+    };
+    if place.faults.is_empty()
+        && let Err(reason) = definition::check_name(name).and(entry.check())
+    {
+        place.fault(&reason);
+    }
+    entry
 }
 
 fn database(reader: &mut Reader<'_>, data_dir: &Path) -> DatabaseChoice {

@@ -281,6 +281,38 @@ impl Place {
     pub(super) fn boolean(&mut self, key: &str) -> Option<bool> {
         self.parse(key, boolean)
     }
+
+    pub(super) fn text(&mut self, key: &str) -> Option<String> {
+        self.parse(key, |text| Ok(text.to_owned()))
+    }
+
+    /// An RFC 3339 instant, in milliseconds since 1970: a text, or a date and time of TOML.
+    pub(super) fn instant(&mut self, key: &str) -> Option<i64> {
+        let value = self.table.get(key)?;
+        let text = match value {
+            toml::Value::Datetime(time) => time.to_string(),
+            value => scalar(value).unwrap_or_default(),
+        };
+        let instant = crate::clock::Timestamp::parse(&text).map(|instant| instant.0);
+        instant
+            .map_err(|_| {
+                let label = &self.label;
+                self.faults.push(format!(
+                    "`{key}` in {label}: expected an instant such as 2027-03-28T00:30:00Z, found `{text}`"
+                ));
+            })
+            .ok()
+    }
+
+    /// A list or a table as the JSON text that it means.
+    pub(super) fn json(&mut self, key: &str) -> Option<String> {
+        let text = serde_json::to_string(self.table.get(key)?);
+        text.map_err(|error| self.faults.push(format!("`{key}` in {}: {error}", self.label))).ok()
+    }
+
+    pub(super) fn fault(&mut self, what: &str) {
+        self.faults.push(format!("{}: {what}", self.label));
+    }
 }
 
 /// A value of the file as the text that a flag would have had.

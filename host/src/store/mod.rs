@@ -32,6 +32,7 @@ pub(crate) mod group;
 pub mod migrate;
 pub mod modules;
 pub mod outbox;
+pub mod periodic;
 pub mod read;
 pub mod workers;
 
