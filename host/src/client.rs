@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::broker::{Broker, BrokerError, MAX_DELAY_SECS};
-use crate::clock::{Clock, Timestamp};
+use crate::broker::{Attributes, Broker, BrokerError, MAX_DELAY_SECS, message_bytes};
+use crate::clock::{Clock, MAX_AHEAD, Timestamp};
 use crate::eager::{Eager, EagerError};
+use crate::failpoint;
 use crate::json::{self, JsonError};
 use crate::payload::{self, Job, MAX_ID_BYTES, MAX_NAME_BYTES};
 use crate::sender::Sender;
@@ -62,6 +63,11 @@ pub enum AddError {
         /// The queue.
         queue: String,
     },
+    /// The delay is longer than can be planned.
+    #[error(
+        "cannot add the job: its delay is over the limit of {} days", MAX_AHEAD.as_secs() / 86_400
+    )]
+    TooFarAhead,
     /// The broker failed.
     #[error(transparent)]
     Broker(#[from] BrokerError),
@@ -280,6 +286,7 @@ impl Client {
             kwargs: request.kwargs,
             enqueued_at: Some(now),
             is_tracked: false,
+            is_revived: false,
         };
         let (store, sender) = match &self.door {
             Door::Eager(eager) => return run_eagerly(eager, &job).await,
@@ -293,6 +300,9 @@ impl Client {
             },
             (None, None) => return Err(AddError::NoQueue { job: job.name }),
         };
+        if request.delay > MAX_AHEAD {
+            return Err(AddError::TooFarAhead);
+        }
         let not_before = (!request.delay.is_zero()).then(|| now.after(request.delay));
         // Whatever we add has a row, by which it is known and sent: `record = false` drops only
         // the result.
@@ -329,9 +339,8 @@ async fn check_size(sender: &Sender, new: &NewJob) -> Result<(), AddError> {
         Err(error) if error.is_transient() => return Ok(()),
         Err(error) => return Err(error.into()),
     };
-    let attributes = payload::attributes(&new.job);
-    let size = payload::encode(&new.job).len()
-        + attributes.iter().map(|(name, value)| name.len() + value.len() + 6).sum::<usize>();
+    let (body, attributes) = payload::outgoing(&new.job, &Attributes::new());
+    let size = message_bytes(&body, &attributes);
     if size > queue.max_message_bytes {
         let limit = queue.max_message_bytes;
         return Err(AddError::TooLarge { size, limit, queue: queue.name });
@@ -352,8 +361,10 @@ async fn enqueue(
     let outbox_id = match store.enqueue(&new).await? {
         Enqueued::Existing => return Ok(added(true)),
         Enqueued::Conflict => return Err(AddError::IdConflict { id: new.job.id }),
-        Enqueued::Added { outbox_id } => outbox_id,
+        Enqueued::Added { is_next: false, .. } => return Ok(added(false)),
+        Enqueued::Added { outbox_id, is_next: true } => outbox_id,
     };
+    failpoint::reach("outbox-added", &new.job.name);
     let not_before = new.not_before.unwrap_or(Timestamp(0));
     let wait = not_before.since(Clock::system().now());
     if wait <= Duration::from_secs(u64::from(MAX_DELAY_SECS)) {
@@ -364,6 +375,7 @@ async fn enqueue(
             group: new.group.clone(),
             not_before,
             send_number: 1,
+            attributes: Attributes::new(),
             body: None,
             tries: 0,
         };

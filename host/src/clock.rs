@@ -7,6 +7,10 @@ use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 
+/// Longest time ahead for which anything can be planned: a delay, a backoff, a retry. Ten years
+/// and some; what asks for more is a mistake, and sums with it would not be dates any more.
+pub const MAX_AHEAD: Duration = Duration::from_secs(3660 * 86_400);
+
 /// An instant: milliseconds since 1970-01-01T00:00:00Z. Printed as RFC 3339 in UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Timestamp(pub i64);

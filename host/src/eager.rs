@@ -92,6 +92,7 @@ impl Eager {
             job: job.name.clone(),
             module: served.module.version.name.clone(),
             queue: String::new(),
+            address: String::new(),
             attempt: 1,
             spent: 0,
             enqueued_at: job.enqueued_at,

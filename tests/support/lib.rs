@@ -6,7 +6,9 @@
 //! - [`worker`]: a worker process, its log lines and its signals.
 //! - [`setup`]: the pairs of database and broker that everything has to work on.
 //! - [`sqs`]: the SQS server spoken to directly, past the host.
+//! - [`gate`]: a database server that goes away.
 //! - [`proxy`]: an SQS server that misbehaves by a seed.
+//! - [`side_by_side`]: many small scenarios within one test.
 //! - [`wait`]: conditions awaited with a deadline, so that no test sleeps.
 //!
 //! A fixture that can't do its work panics, which fails the test that asked for it.
@@ -16,11 +18,13 @@
     reason = "a fixture that fails fails its test"
 )]
 
+pub mod gate;
 pub mod host;
 pub mod project;
 pub mod proxy;
 pub mod servers;
 pub mod setup;
+pub mod side_by_side;
 pub mod sqs;
 pub mod wait;
 pub mod worker;
@@ -28,4 +32,5 @@ pub mod worker;
 pub use host::{Json, Output};
 pub use project::Project;
 pub use setup::{Pair, Setup};
+pub use side_by_side::side_by_side;
 pub use worker::WorkerProcess;

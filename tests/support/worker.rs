@@ -1,6 +1,7 @@
 //! A worker process: its log lines and its signals.
 
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -100,6 +101,17 @@ impl WorkerProcess {
         // Fails only for a process that has ended.
         let _ = self.child.kill();
         self.wait_for_exit();
+    }
+
+    /// Waits until it has killed itself at a fail point.
+    ///
+    /// # Panics
+    /// It ends in another way, or not before the deadline; the message shows the log.
+    pub fn wait_until_killed_at(&mut self, point: &str) {
+        let status = self.wait_for_exit();
+        let line = format!("killed at fail point {point}");
+        let is_killed = status.signal() == Some(9) && self.log().contains(&line);
+        assert!(is_killed, "{status}, and not at {point}; its log:\n{}", self.shown());
     }
 
     /// Waits for its end.

@@ -154,15 +154,18 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::New(arguments) => return new::new(&arguments),
         _ => {}
     }
+    crate::failpoint::arm().map_err(|error| Usage(error.to_string()))?;
     let is_worker = matches!(arguments.command, Command::Worker(_));
     let mut flags = arguments.global.flags();
-    let migrate = match &arguments.command {
-        Command::Worker(worker) => worker.migrate,
-        Command::Beater(beater) => beater.migrate,
-        _ => false,
+    let (migrate, strict) = match &arguments.command {
+        Command::Worker(worker) => (worker.migrate, worker.strict),
+        Command::Beater(beater) => (beater.migrate, false),
+        _ => (false, false),
     };
-    if migrate {
-        flags.values.insert("migrate", vec!["true".into()]);
+    for (name, is_set) in [("migrate", migrate), ("strict", strict)] {
+        if is_set {
+            flags.values.insert(name, vec!["true".into()]);
+        }
     }
     let grace = match &arguments.command {
         // There it says how late a tick may be claimed, and has no bound of twelve hours.

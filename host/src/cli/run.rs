@@ -65,6 +65,7 @@ pub(super) async fn run(config: Arc<Config>, arguments: &RunArguments) -> anyhow
         kwargs,
         enqueued_at: Some(Clock::system().now()),
         is_tracked: false,
+        is_revived: false,
     };
     let execution = Eager::new(sandbox, Arc::new(registry), config).run(&job).await?;
     match execution.outcome {

@@ -24,15 +24,16 @@ pub(super) struct WorkerArguments {
     /// Bring a PostgreSQL schema to this version first
     #[arg(long)]
     pub(super) migrate: bool,
+    /// Serve the queues in the order given: a later one only while the earlier ones are empty
+    #[arg(long)]
+    pub(super) strict: bool,
     /// Queue periodic jobs as well, of all queues
     #[arg(long)]
     beater: bool,
 }
 
 pub(super) async fn worker(config: Arc<Config>, arguments: &WorkerArguments) -> anyhow::Result<()> {
-    let mut queues = arguments.queues.clone();
-    queues.sort();
-    queues.dedup();
+    let queues = arguments.queues.clone();
     if queues.iter().any(String::is_empty) {
         return Err(Usage("a queue's name can't be empty".into()).into());
     }

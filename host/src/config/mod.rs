@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::beater::definition::{self, Definition as Periodic};
 use crate::broker::MAX_VISIBILITY_TIMEOUT_SECS;
+use crate::clock::MAX_AHEAD;
 use crate::registry::definition::{Definition, MAX_TIMEOUT};
 use crate::retry::RetryPolicy;
 use crate::sandbox::limits::Limits;
@@ -80,6 +81,10 @@ pub struct JobSettings {
 pub struct QueueSettings {
     /// Most attempts of this queue at once, within the worker's own limit.
     pub concurrency: Option<usize>,
+    /// Its part of the worker's slots where several queues want them, 1 to 1000; default 1.
+    pub weight: Option<u32>,
+    /// Bytes of malformed bodies that are kept; default 1 GiB.
+    pub malformed_limit: Option<u64>,
 }
 
 /// What the command line says; every value as it was written.
@@ -104,6 +109,8 @@ pub struct Config {
     pub concurrency: usize,
     /// How long a message is held at a time.
     pub lease: Duration,
+    /// Whether slots go to the queues in the order in which the worker was told them.
+    pub strict: bool,
     /// How long running attempts have when the worker is told to stop.
     pub grace: Duration,
     /// Whether the worker brings a PostgreSQL schema to its version by itself.
@@ -133,7 +140,7 @@ enum DatabaseChoice {
 }
 
 /// The settings that have a flag, an environment variable and a key, with what each is for.
-const SETTINGS: [&str; 17] = [
+const SETTINGS: [&str; 18] = [
     "database",
     "database-password-file",
     "schema",
@@ -143,6 +150,7 @@ const SETTINGS: [&str; 17] = [
     "concurrency",
     "lease",
     "grace",
+    "strict",
     "migrate",
     "output",
     "log-format",
@@ -206,6 +214,7 @@ impl Config {
         let most_lease = Duration::from_secs(u64::from(MAX_VISIBILITY_TIMEOUT_SECS));
         let lease = reader.duration("lease", Duration::from_secs(5), most_lease);
         let grace = reader.duration("grace", Duration::ZERO, most_lease);
+        let strict = reader.boolean("strict");
         let migrate = reader.boolean("migrate");
         let defaults = job_settings(&mut reader.table("defaults"), false);
         let mut jobs = BTreeMap::new();
@@ -216,10 +225,7 @@ impl Config {
         }
         let mut queues = BTreeMap::new();
         for (name, mut place) in reader.tables("queues") {
-            place.check_keys(&["concurrency"]);
-            let concurrency = place.number("concurrency", 1, MAX_CONCURRENCY);
-            let concurrency = concurrency.and_then(|number| usize::try_from(number).ok());
-            queues.insert(name, QueueSettings { concurrency });
+            queues.insert(name, queue_settings(&mut place));
             reader.faults.append(&mut place.faults);
         }
         let mut periodic = BTreeMap::new();
@@ -240,6 +246,7 @@ impl Config {
             concurrency: usize::try_from(concurrency).unwrap_or(64),
             lease: lease.unwrap_or(Duration::from_secs(30)),
             grace: grace.unwrap_or(Duration::from_secs(25)),
+            strict: strict.unwrap_or(false),
             migrate: migrate.unwrap_or(false),
             output: output.unwrap_or(Output::Text),
             log_format: log_format.unwrap_or(LogFormat::Text),
@@ -354,6 +361,19 @@ impl Config {
     }
 }
 
+/// Reads the keys of `[queues.NAME]`.
+fn queue_settings(place: &mut Place) -> QueueSettings {
+    place.check_keys(&["concurrency", "weight", "malformed-limit"]);
+    let concurrency = place.number("concurrency", 1, MAX_CONCURRENCY);
+    let weight = place.number("weight", 1, 1000);
+    let malformed_limit = place.bytes("malformed-limit", 0, 1 << 40);
+    QueueSettings {
+        concurrency: concurrency.and_then(|number| usize::try_from(number).ok()),
+        weight: weight.and_then(|number| u32::try_from(number).ok()),
+        malformed_limit: malformed_limit.and_then(|bytes| u64::try_from(bytes).ok()),
+    }
+}
+
 /// Reads the keys of `[defaults]` or of `[jobs.NAME]`; returns also what is wrong with them.
 fn job_settings(place: &mut Place, has_record: bool) -> (JobSettings, Vec<String>) {
     let keys = ["timeout", "memory", "max-attempts", "initial-backoff", "max-backoff", "record"];
@@ -365,8 +385,8 @@ fn job_settings(place: &mut Place, has_record: bool) -> (JobSettings, Vec<String
         max_attempts: place
             .number("max-attempts", 1, 1_000_000)
             .and_then(|number| u32::try_from(number).ok()),
-        initial_backoff: place.duration("initial-backoff", Duration::ZERO, Duration::MAX),
-        max_backoff: place.duration("max-backoff", Duration::ZERO, Duration::MAX),
+        initial_backoff: place.duration("initial-backoff", Duration::ZERO, MAX_AHEAD),
+        max_backoff: place.duration("max-backoff", Duration::ZERO, MAX_AHEAD),
     };
     (settings, std::mem::take(&mut place.faults))
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::beater::definition::Definition as Periodic;
+use crate::clock::MAX_AHEAD;
 use crate::payload::{MAX_NAME_BYTES, check_text};
 use crate::retry::RetryPolicy;
 use crate::sandbox::bindings::sqjobs::job::types as wit;
@@ -86,6 +87,14 @@ impl Definition {
             return Err(wrong("max-attempts must be at least 1".into()));
         }
         let retry = told.retry;
+        let longest = retry
+            .map_or(0, |retry| retry.initial_backoff_ms.max(retry.max_backoff_ms).unwrap_or(0));
+        if Duration::from_millis(longest) > MAX_AHEAD {
+            let days = MAX_AHEAD.as_secs() / 86_400;
+            return Err(wrong(format!(
+                "a backoff of {longest} ms is over the limit of {days} days"
+            )));
+        }
         let periodic = match &told.periodic {
             None => None,
             Some(periodic) => {

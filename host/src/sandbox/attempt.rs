@@ -12,10 +12,12 @@ use super::bindings::sqjobs::job::types as wit;
 use super::context::{AttemptContext, AttemptLabel, Progress, Said};
 use super::limits::{HANDLER_DEADLINE, OutOfMemory};
 use super::{Call, Execution, Prepared, Sandbox};
+use crate::clock::MAX_AHEAD;
+use crate::failpoint;
 use crate::json;
 use crate::outcome::{Cause, Failure, Outcome, Stage};
 use crate::retry::Settlement;
-use crate::store::Store;
+use crate::sender::Sender;
 use crate::store::finish::MAX_TEXT_BYTES;
 use crate::text::{cut, without_nul};
 
@@ -30,7 +32,7 @@ struct Setting<'a> {
     sandbox: &'a Sandbox,
     module: &'a Prepared,
     call: &'a Call,
-    database: Option<&'a Store>,
+    outlet: Option<&'a Sender>,
     label: Arc<AttemptLabel>,
     said: Arc<Mutex<Said>>,
     progress: watch::Sender<Progress>,
@@ -54,7 +56,7 @@ impl Setting<'_> {
             self.said.clone(),
             self.progress.clone(),
         );
-        context.store = self.database.cloned();
+        context.outlet = self.outlet.cloned();
         let mut store = self.sandbox.store(context);
         let guest = match self.module.instantiate_async(&mut store).await {
             Ok(guest) => guest,
@@ -78,7 +80,10 @@ impl Setting<'_> {
         let begun =
             guest.sqjobs_job_job().call_begin(&mut store, &context, &call.args, &call.kwargs).await;
         match begun {
-            Ok(Ok(())) => Ok(Live { store, guest }),
+            Ok(Ok(())) => {
+                failpoint::reach("instantiated", &call.job);
+                Ok(Live { store, guest })
+            }
             Ok(Err(failure)) => Err(told(failure, Stage::SetUp)),
             Err(error) => Err(died(&error, Stage::Begin, &self.said, Some(&store))),
         }
@@ -90,19 +95,20 @@ impl<'a> Attempt<'a> {
         sandbox: &'a Sandbox,
         module: &'a Prepared,
         call: &'a Call,
-        database: Option<&'a Store>,
+        outlet: Option<&'a Sender>,
         progress: watch::Sender<Progress>,
     ) -> Self {
         let label = Arc::new(AttemptLabel {
             job_id: call.job_id.clone(),
             job: call.job.clone(),
             queue: call.queue.clone(),
+            address: call.address.clone(),
             module: call.module.clone(),
             attempt: call.attempt,
             generation: call.generation,
         });
         let said = Arc::default();
-        let setting = Setting { sandbox, module, call, database, label, said, progress };
+        let setting = Setting { sandbox, module, call, outlet, label, said, progress };
         Self { setting, stage: AtomicU8::new(0), live: None, warnings: Vec::new() }
     }
 
@@ -137,6 +143,7 @@ impl<'a> Attempt<'a> {
         }
 
         self.stage.store(2, Ordering::Relaxed);
+        failpoint::reach("running", &self.setting.call.job);
         let ran = live.guest.sqjobs_job_job().call_run(&mut live.store).await;
         let ran = self.check(ran, Stage::Run, &live.store);
         let ran = ran.and_then(|result| self.check_result(result));
@@ -204,6 +211,11 @@ impl<'a> Attempt<'a> {
             }
         };
         Err(Failure { cause: Cause::Permanent, stage: Stage::Run, message, backtrace: None })
+    }
+
+    /// Notes what went wrong beside the outcome.
+    pub(super) fn warn(&mut self, problem: &str) {
+        self.warnings.push(problem.to_owned());
     }
 
     pub(super) async fn on_success(&mut self, result: Option<String>) {
@@ -290,18 +302,21 @@ impl<'a> Attempt<'a> {
 
 /// The failure that a guest told.
 fn told(failure: wit::Failure, stage: Stage) -> Failure {
+    let mut message = failure.message;
     let cause = match failure.kind {
+        wit::FailureKind::RetryAfter(secs) if secs > MAX_AHEAD.as_secs() => {
+            let days = MAX_AHEAD.as_secs() / 86_400;
+            message = format!(
+                "it asked to run again after {secs} s, over the limit of {days} days: {message}"
+            );
+            Cause::Permanent
+        }
         wit::FailureKind::RetryAfter(secs) => Cause::RetryAfter(Duration::from_secs(secs)),
         wit::FailureKind::Transient => Cause::Transient,
         wit::FailureKind::Permanent => Cause::Permanent,
     };
     let clean = |text| without_nul(cut(text, MAX_TEXT_BYTES));
-    Failure {
-        cause,
-        stage,
-        message: clean(failure.message),
-        backtrace: failure.backtrace.map(clean),
-    }
+    Failure { cause, stage, message: clean(message), backtrace: failure.backtrace.map(clean) }
 }
 
 /// The failure of a guest whose call ended in a trap.

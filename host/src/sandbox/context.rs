@@ -12,7 +12,7 @@ use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use super::limits::{Limits, MemoryMeter};
-use crate::store::Store;
+use crate::sender::Sender;
 use crate::store::enqueue::NewJob;
 use crate::text::printable;
 
@@ -25,6 +25,7 @@ pub(super) struct AttemptLabel {
     pub(super) job_id: String,
     pub(super) job: String,
     pub(super) queue: String,
+    pub(super) address: String,
     pub(super) module: String,
     pub(super) attempt: u32,
     pub(super) generation: u32,
@@ -51,7 +52,7 @@ pub struct AttemptContext {
     /// How many jobs the attempt has added, those sent at once included.
     pub(super) adds: usize,
     /// Where jobs go that are to be sent at once; eager runs have none.
-    pub(super) store: Option<Store>,
+    pub(super) outlet: Option<Sender>,
     pub(super) limits: Limits,
     pub(super) max_generation: u32,
     wasi: WasiCtx,
@@ -83,7 +84,7 @@ impl AttemptContext {
             progress,
             added: Vec::new(),
             adds: 0,
-            store: None,
+            outlet: None,
             limits,
             max_generation: 16,
             wasi,

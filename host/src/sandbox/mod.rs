@@ -21,7 +21,7 @@ use wasmtime::{Engine, Store as WasmStore};
 use crate::clock::Timestamp;
 use crate::outcome::{Outcome, Stage};
 use crate::retry::{self, RetryPolicy, Settlement};
-use crate::store::Store;
+use crate::sender::Sender;
 use crate::store::enqueue::NewJob;
 use attempt::{Attempt, died};
 use bindings::sqjobs::job::types as wit;
@@ -54,6 +54,8 @@ pub struct Call {
     pub module: String,
     /// The queue that the message came from; empty without one.
     pub queue: String,
+    /// Where jobs that it adds are sent: the queue's name, or its URL.
+    pub address: String,
     /// Number of this attempt, from 1.
     pub attempt: u32,
     /// Attempts spent before this one.
@@ -189,11 +191,11 @@ impl Sandbox {
         &self,
         module: &Prepared,
         call: &Call,
-        database: Option<&Store>,
+        outlet: Option<&Sender>,
         mut watch: Watch,
     ) -> Execution {
         let begun = Instant::now();
-        let mut attempt = Attempt::new(self, module, call, database, watch.progress);
+        let mut attempt = Attempt::new(self, module, call, outlet, watch.progress);
         let stopped = async {
             let stop = watch.stop.wait_for(Option::is_some).await.map(|stop| *stop);
             match stop {
@@ -202,9 +204,10 @@ impl Sandbox {
                 Err(_) => std::future::pending().await,
             }
         };
+        tokio::pin!(stopped);
         let outcome = tokio::select! {
             biased;
-            stop = stopped => match stop {
+            stop = &mut stopped => match stop {
                 Some(Stop::Cancelled) => Outcome::Cancelled,
                 Some(Stop::LeaseLost) => Outcome::LeaseLost,
                 _ => Outcome::Interrupted,
@@ -212,12 +215,30 @@ impl Sandbox {
             outcome = attempt.run_stages() => outcome,
         };
         let settlement = retry::settle(&outcome, call.spent, &call.policy, fastrand::f64());
-        match &outcome {
-            Outcome::Success(result) => attempt.on_success(result.clone()).await,
-            Outcome::Failed(failure) => attempt.on_failure(failure, settlement).await,
-            Outcome::Interrupted | Outcome::Cancelled | Outcome::LeaseLost => {}
+        let told = async {
+            match &outcome {
+                Outcome::Success(result) => attempt.on_success(result.clone()).await,
+                Outcome::Failed(failure) => attempt.on_failure(failure, settlement).await,
+                Outcome::Interrupted | Outcome::Cancelled | Outcome::LeaseLost => {}
+            }
+        };
+        let stop = tokio::select! {
+            biased;
+            () = told => None,
+            stop = stopped => stop,
+        };
+        match stop {
+            // Another attempt owns the job: nothing of this one counts.
+            Some(Stop::LeaseLost) => {
+                attempt.conclude(Outcome::LeaseLost, Settlement::Abandon, begun.elapsed())
+            }
+            // What has been done is done: the outcome stands, the handler was cut short.
+            Some(Stop::Interrupted | Stop::Cancelled) => {
+                attempt.warn("on-success or on-failure was cut short: the worker is stopping");
+                attempt.conclude(outcome, settlement, begun.elapsed())
+            }
+            None => attempt.conclude(outcome, settlement, begun.elapsed()),
         }
-        attempt.conclude(outcome, settlement, begun.elapsed())
     }
 
     fn store(&self, context: AttemptContext) -> WasmStore<AttemptContext> {

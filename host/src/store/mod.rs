@@ -29,9 +29,11 @@ pub mod dead;
 pub mod enqueue;
 pub mod finish;
 pub(crate) mod group;
+pub mod lost;
 pub mod migrate;
 pub mod modules;
 pub mod outbox;
+pub mod park;
 pub mod periodic;
 pub mod read;
 pub mod workers;
@@ -44,6 +46,8 @@ use std::time::Duration;
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
 use sqlx::{Any, AnyPool, AssertSqlSafe, ConnectOptions as _, Transaction};
 use tokio::sync::{Mutex, OwnedMutexGuard};
+
+use crate::broker::Attributes;
 
 /// How long a statement or a wait for a connection may take before the call is given up. A
 /// database that stalls must not hold work for ever: the caller retries while it has its lease.
@@ -393,6 +397,11 @@ fn placeholders(rows: usize, columns: usize) -> String {
         text.push(')');
     }
     text
+}
+
+/// Message attributes as rows keep them.
+fn json_of(attributes: &Attributes) -> String {
+    serde_json::to_string(attributes).unwrap_or_else(|_| "{}".to_owned())
 }
 
 fn quote(identifier: &str) -> String {

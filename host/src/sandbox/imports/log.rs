@@ -4,6 +4,7 @@ use std::sync::PoisonError;
 
 use tracing::{debug, error, info, trace, warn};
 
+use crate::failpoint;
 use crate::sandbox::bindings::sqjobs::job::log::{Host, Level};
 use crate::sandbox::context::AttemptContext;
 use crate::text::{cut, printable, printable_block};
@@ -22,6 +23,7 @@ impl Host for AttemptContext {
         message: String,
         fields: Vec<(String, String)>,
     ) -> wasmtime::Result<()> {
+        failpoint::reach("logging", &self.label.job);
         let mut line = message;
         for (key, value) in fields {
             line.push_str(&format!(" {key}={value}"));

@@ -362,6 +362,7 @@ impl PeriodicJob {
             kwargs: definition.kwargs.clone().unwrap_or_else(|| "{}".into()),
             enqueued_at: Some(Timestamp(now)),
             is_tracked: true,
+            is_revived: false,
         };
         let queue = entry.queue.clone().unwrap_or_default();
         Self { job, queue, entry: entry.name.clone(), fire_time }
