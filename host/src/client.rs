@@ -1,5 +1,7 @@
 //! Adding jobs: the [`Client`] behind `sqjobs-host add`, for Rust programs too.
 
+mod within;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -68,6 +70,9 @@ pub enum AddError {
         "cannot add the job: its delay is over the limit of {} days", MAX_AHEAD.as_secs() / 86_400
     )]
     TooFarAhead,
+    /// An eager client has no database, so there is no transaction to add a job in.
+    #[error("an eager client can't add a job within a transaction: it has no database")]
+    NoTransaction,
     /// The broker failed.
     #[error(transparent)]
     Broker(#[from] BrokerError),

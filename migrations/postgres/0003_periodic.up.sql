@@ -81,3 +81,14 @@ CREATE TABLE worker_jobs (
     PRIMARY KEY (worker_id, job)
 );
 CREATE INDEX worker_jobs_by_job ON worker_jobs (job);
+
+-- Queues that are configured or served: other applications add jobs to no others.
+CREATE TABLE served_queues (
+    name    text PRIMARY KEY,
+    seen_at bigint NOT NULL
+);
+
+-- An application that adds a job by inserting into the outbox need not make these up.
+ALTER TABLE outbox ALTER COLUMN job_id SET DEFAULT CAST(gen_random_uuid() AS text);
+ALTER TABLE outbox ALTER COLUMN enqueued_at
+    SET DEFAULT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint);

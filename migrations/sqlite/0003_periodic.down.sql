@@ -1,3 +1,4 @@
+DROP TABLE sqjobs_served_queues;
 DROP TABLE sqjobs_worker_jobs;
 DROP TABLE sqjobs_beaters;
 DROP TABLE sqjobs_periodic_ticks;

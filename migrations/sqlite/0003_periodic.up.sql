@@ -81,3 +81,9 @@ CREATE TABLE sqjobs_worker_jobs (
     PRIMARY KEY (worker_id, job)
 );
 CREATE INDEX sqjobs_worker_jobs_by_job ON sqjobs_worker_jobs (job);
+
+-- Queues that are configured or served: other applications add jobs to no others.
+CREATE TABLE sqjobs_served_queues (
+    name    TEXT PRIMARY KEY,
+    seen_at INTEGER NOT NULL
+);

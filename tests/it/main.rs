@@ -47,6 +47,7 @@ mod model;
 mod modules;
 mod old_producers;
 mod outages;
+mod outbox_door;
 mod periodic;
 mod periodic_next;
 mod shutdown;

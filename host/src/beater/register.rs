@@ -23,6 +23,8 @@ pub async fn modules(
     registry: &Registry,
 ) -> Result<(), StoreError> {
     let snapshot = registry.snapshot();
+    let queues = snapshot.jobs.values().filter_map(|served| served.definition.queue.clone());
+    store.note_queues(&queues.collect::<Vec<_>>()).await?;
     let names: Vec<String> = snapshot.jobs.keys().cloned().collect();
     store.worker_holds(worker_id, &names).await?;
     let seen = snapshot.jobs.values().filter_map(|served| {
@@ -36,11 +38,14 @@ pub async fn modules(
     define(store, seen).await
 }
 
-/// Defines the entries of the configuration file.
+/// Defines the entries of the configuration file, and notes its queues and those that are served
+/// beside it.
 ///
 /// # Errors
 /// The database failed.
-pub async fn config(store: &Store, config: &Config) -> Result<(), StoreError> {
+pub async fn config(store: &Store, config: &Config, queues: &[String]) -> Result<(), StoreError> {
+    let queues: Vec<String> = config.queues.keys().chain(queues).cloned().collect();
+    store.note_queues(&queues).await?;
     // A file that is changed back to what it said before is newer than both.
     let changed = config.file.as_ref().and_then(|file| file.metadata().ok()?.modified().ok());
     let revision = changed

@@ -38,7 +38,7 @@ pub(super) async fn beater(config: Arc<Config>, arguments: &BeaterArguments) -> 
     } else {
         open_store(&config, kind).await?
     };
-    register::config(&store, &config).await?;
+    register::config(&store, &config, &queues).await?;
     let broker = open_broker(&config, kind, &store).await?;
     let served = if queues.is_empty() { "all queues".to_owned() } else { queues.join(", ") };
     let sender = Sender::new(store.clone(), broker.clone());

@@ -111,7 +111,7 @@ enum Command {
     /// Show what a module file holds
     Inspect(modules::InspectArguments),
     /// Bring the database's schema to this version
-    Migrate,
+    Migrate(migrate::MigrateArguments),
     /// Make a project for a job that builds
     New(new::NewArguments),
     /// Print completions for a shell
@@ -200,7 +200,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             }
             Command::Jobs => modules::jobs(&config).await,
             Command::Inspect(arguments) => modules::inspect(&config, &arguments).await,
-            Command::Migrate => migrate::migrate(&config).await,
+            Command::Migrate(arguments) => migrate::migrate(&config, &arguments).await,
             Command::New(_) | Command::Completions { .. } => Ok(()),
         }
     });

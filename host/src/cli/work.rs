@@ -82,7 +82,7 @@ pub(super) async fn worker(config: Arc<Config>, arguments: &WorkerArguments) -> 
         stopping.clone(),
     )
     .await?;
-    register::config(&store, &config).await?;
+    register::config(&store, &config, &queues).await?;
     let beater = arguments.beater.then(|| {
         let sender = Sender::new(store.clone(), broker.clone());
         tokio::spawn(Beater::new(store.clone(), sender, Vec::new(), stopping).run())
