@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use sqjobs::failpoint::{self, BEATER_POINTS};
 use support::{Json, Pair, Setup, WorkerProcess, wait};
 
 fn beater(setup: &Setup) -> WorkerProcess {
@@ -170,6 +171,28 @@ on_every_pair! {
         // An edit that mends it brings it back.
         let _ = setup.run(&["periodic", "edit", "bad-args", "--args-json", "[]"]).ok();
         assert_eq!(show(&setup, "bad-args").raw("aside"), "null");
+    }
+}
+
+on_every_pair! {
+    fn a_kill_between_any_two_steps_of_a_claim_loses_no_tick_and_doubles_none(pair) {
+        let setup = Setup::new(pair, &["adder"]);
+        add_entry(&setup, "every-second", &["--every", "1s", "--grace", "10m"]);
+        let mut worker = setup.worker(&[]);
+        worker.wait_until_ready();
+        for point in BEATER_POINTS {
+            let mut command = setup.project.command(&["beater"]);
+            command.env(failpoint::VARIABLE, format!("{point}=kill@2"));
+            let mut killed = WorkerProcess::spawn(command);
+            assert_eq!(killed.wait_for_exit().code(), None, "{point} is not reached");
+            let before = history(&setup, "every-second").len();
+            let mut beater = beater(&setup);
+            wait::until_true("another beater to go on", || {
+                history(&setup, "every-second").len() > before + 1
+            });
+            assert_eq!(beater.terminate(), Some(0));
+        }
+        each_second_has_one_tick_and_one_job(&setup, &["every-second"], 8);
     }
 }
 

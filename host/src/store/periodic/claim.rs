@@ -15,6 +15,7 @@ use super::{COLUMNS, Entry, NOT_ASKED, TABLES};
 use crate::beater::definition::{Overlap, job_id};
 use crate::beater::plan::{Plan, Tick, plan};
 use crate::clock::{Timestamp, millis};
+use crate::failpoint;
 use crate::payload::Job;
 use crate::store::{Dialect, Store, StoreError, Write, placeholders};
 
@@ -69,14 +70,7 @@ impl Store {
     }
 
     async fn claim_due(&self, beat: &Beat) -> Result<Claimed, sqlx::Error> {
-        let queues = match beat.queues.len() {
-            0 => String::new(),
-            // After the two other parameters.
-            count => format!(
-                "AND coalesce(p.queue, d.queue) IN ({})",
-                (0..count).map(|n| format!("${}", n + 3)).collect::<Vec<_>>().join(", ")
-            ),
-        };
+        let queues = of_queues(beat, 3);
         let mut write = self.begin_claim().await?;
         let now: i64 =
             sqlx::query_scalar(self.sql("SELECT {now}")).fetch_one(&mut *write.tx).await?;
@@ -95,21 +89,42 @@ impl Store {
         let rows = query.fetch_all(&mut *write.tx).await?;
         let entries = rows.iter().map(Entry::read).collect::<Result<Vec<_>, _>>()?;
         let mut claimed = Claimed { entries: entries.len(), ..Claimed::default() };
+        let is_any = !entries.is_empty();
+        let is_full = entries.len() >= beat.limit as usize;
+        if is_any {
+            failpoint::reach("ticks-taken", "");
+        }
         self.claim_entries(&mut write, entries, now, &beat.beater, &mut claimed).await?;
+        if is_any {
+            failpoint::reach("ticks-written", "");
+        }
+        let next = if is_full { Some(now) } else { self.next_due(&mut write, beat, now).await? };
+        write.tx.commit().await?;
+        if is_any {
+            failpoint::reach("ticks-claimed", "");
+        }
+        claimed.next_due = next.map(|due| Timestamp(due).since(Timestamp(now)));
+        Ok(claimed)
+    }
+
+    /// When the next entry is due.
+    async fn next_due(
+        &self,
+        write: &mut Write,
+        beat: &Beat,
+        now: i64,
+    ) -> Result<Option<i64>, sqlx::Error> {
+        let queues = of_queues(beat, 2);
         let statement = format!(
             "SELECT CAST(min(p.due_at) AS bigint) FROM {{p}}periodic p \
              LEFT JOIN {{p}}deployed_jobs d ON d.name = p.job WHERE p.enabled = 1 \
-             AND p.aside IS NULL AND p.due_at > $1 AND p.due_at > $2 {queues}"
+             AND p.aside IS NULL AND p.due_at > $1 {queues}"
         );
-        let mut query =
-            sqlx::query_scalar::<_, Option<i64>>(self.sql(&statement)).bind(now).bind(0i64);
+        let mut query = sqlx::query_scalar::<_, Option<i64>>(self.sql(&statement)).bind(now);
         for queue in &beat.queues {
             query = query.bind(queue);
         }
-        let next: Option<i64> = query.fetch_one(&mut *write.tx).await?;
-        write.tx.commit().await?;
-        claimed.next_due = next.map(|due| Timestamp(due).since(Timestamp(now)));
-        Ok(claimed)
+        query.fetch_one(&mut *write.tx).await
     }
 
     /// Begins a transaction that the server ends by itself when we fall silent.
@@ -151,6 +166,9 @@ impl Store {
         let mut owned = HashSet::new();
         for chunk in decided.chunks(MAX_ROWS) {
             owned.extend(self.move_on(write, chunk).await?);
+        }
+        if !owned.is_empty() {
+            failpoint::reach("ticks-moved", "");
         }
         decided.retain(|decided| owned.contains(&decided.entry.name));
         self.cancel_replaced(write, &decided).await?;
@@ -337,6 +355,15 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// The condition that leaves the entries of the beater's queues; its parameters begin at `first`.
+fn of_queues(beat: &Beat, first: usize) -> String {
+    if beat.queues.is_empty() {
+        return String::new();
+    }
+    let numbers: Vec<String> = (0..beat.queues.len()).map(|n| format!("${}", n + first)).collect();
+    format!("AND coalesce(p.queue, d.queue) IN ({})", numbers.join(", "))
 }
 
 /// A job of a tick.
