@@ -1,5 +1,7 @@
 //! Adding jobs: the [`Client`] behind `sqjobs-host add`, for Rust programs too.
 
+mod within;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -80,6 +82,9 @@ pub enum AddError {
         /// What the queue said.
         error: EntryError,
     },
+    /// An eager client has no database, so there is no transaction to add a job in.
+    #[error("an eager client can't add a job within a transaction: it has no database")]
+    NoTransaction,
     /// The broker failed.
     #[error(transparent)]
     Broker(#[from] BrokerError),

@@ -30,6 +30,14 @@
 //! - a. [`client`]: checks it; row and outbox row in one transaction ([`store::enqueue`]).
 //! - b. [`sender`]: outbox to broker, then marked as sent; swept by every worker.
 //!
+//! # A tick of the beater
+//!
+//! - a. [`beater`]: the loop; any number of beaters, none of which leads.
+//! - b. [`beater::schedule`]: schedule and time zone to fire times.
+//! - c. [`beater::plan`] decides, [`store::periodic`] claims: tick, job and outbox row in one
+//!   transaction.
+//! - d. [`sender`]: outbox to broker.
+//!
 //! # An example
 //!
 //! ```no_run
@@ -48,6 +56,7 @@
 //! # }
 //! ```
 
+pub mod beater;
 pub mod broker;
 pub mod cli;
 pub mod client;

@@ -3,6 +3,7 @@
 //! ```text
 //! sqjobs-bench attempt MODULE COUNT        fresh sandboxed attempts, one after the other
 //! sqjobs-bench throughput HOST MODULE N    jobs through a real SQS server, and memory
+//! sqjobs-bench ticks HOST COUNT BEATERS    periodic entries that are due in one minute
 //! sqjobs-bench requests HOST MODULE N      calls to SQS for each job of a full queue
 //! sqjobs-bench idle HOST MODULE            receives of idle queues in a minute
 //! sqjobs-bench straggler HOST MODULE       one job of 60 s among 999 of 10 ms

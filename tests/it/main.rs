@@ -31,6 +31,7 @@ macro_rules! on_every_pair {
     )+};
 }
 
+mod beater;
 mod broker_contract;
 mod cli;
 mod config;
@@ -50,7 +51,10 @@ mod model;
 mod modules;
 mod old_producers;
 mod outages;
+mod outbox_door;
 mod output;
+mod periodic;
+mod periodic_next;
 mod shutdown;
 mod slots;
 mod store_contract;

@@ -1,11 +1,13 @@
 //! The command tree. Data goes to standard output, all else to standard error; exit codes are
 //! 0 done, 1 failed, 2 wrong usage.
 
+mod beat;
 mod dead;
 mod enqueue;
 mod migrate;
 mod modules;
 mod new;
+mod periodic;
 mod print;
 mod results;
 mod run;
@@ -92,6 +94,8 @@ struct Global {
 enum Command {
     /// Run the jobs of some queues
     Worker(work::WorkerArguments),
+    /// Queue the jobs of periodic entries; any number of beaters may run
+    Beater(beat::BeaterArguments),
     /// Add a job and print its id
     Add(enqueue::AddArguments),
     /// Run a job here and now, without queue, database or worker, and print its result
@@ -103,12 +107,15 @@ enum Command {
     /// What was put aside: messages that can't be run, jobs that failed for good
     #[command(subcommand)]
     Dead(dead::DeadCommand),
+    /// Periodic entries: what is queued when
+    #[command(subcommand)]
+    Periodic(periodic::PeriodicCommand),
     /// Show what is deployed in the jobs folders
     Jobs,
     /// Show what a module file holds
     Inspect(modules::InspectArguments),
     /// Bring the database's schema to this version
-    Migrate,
+    Migrate(migrate::MigrateArguments),
     /// Make a project for a job that builds
     New(new::NewArguments),
     /// Compile a module from standard input to standard output, for a host that started this
@@ -171,17 +178,25 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     crate::failpoint::arm().map_err(|error| Usage(error.to_string()))?;
     let is_worker = matches!(arguments.command, Command::Worker(_));
     let mut flags = arguments.global.flags();
-    if let Command::Worker(worker) = &arguments.command {
-        for (name, is_set) in [("migrate", worker.migrate), ("strict", worker.strict)] {
-            if is_set {
-                flags.values.insert(name, vec!["true".into()]);
-            }
+    let (migrate, strict) = match &arguments.command {
+        Command::Worker(worker) => (worker.migrate, worker.strict),
+        Command::Beater(beater) => (beater.migrate, false),
+        _ => (false, false),
+    };
+    for (name, is_set) in [("migrate", migrate), ("strict", strict)] {
+        if is_set {
+            flags.values.insert(name, vec!["true".into()]);
         }
     }
+    let grace = match &arguments.command {
+        // There it says how late a tick may be claimed, and has no bound of twelve hours.
+        Command::Periodic(_) => flags.values.remove("grace").and_then(|mut values| values.pop()),
+        _ => None,
+    };
     let config = Arc::new(Config::load(&flags)?);
     let level = match (&arguments.command, config.log_level) {
         // A newcomer sees the job run; other commands speak up only when something is wrong.
-        (Command::Worker(_) | Command::Run(_), level) => level,
+        (Command::Worker(_) | Command::Beater(_) | Command::Run(_), level) => level,
         (_, tracing::Level::INFO) => tracing::Level::WARN,
         (_, level) => level,
     };
@@ -195,14 +210,18 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     let done = runtime.block_on(async {
         match arguments.command {
             Command::Worker(arguments) => work::worker(config, &arguments).await,
+            Command::Beater(arguments) => beat::beater(config, &arguments).await,
             Command::Add(arguments) => enqueue::add(config, &arguments).await,
             Command::Run(arguments) => run::run(config, &arguments).await,
             Command::Status(arguments) => results::status(&config, &arguments).await,
             Command::List(arguments) => results::list(&config, &arguments).await,
             Command::Dead(command) => dead::dead(&config, &command).await,
+            Command::Periodic(command) => {
+                periodic::periodic(&config, &command, grace.as_deref()).await
+            }
             Command::Jobs => modules::jobs(&config).await,
             Command::Inspect(arguments) => modules::inspect(&config, &arguments).await,
-            Command::Migrate => migrate::migrate(&config).await,
+            Command::Migrate(arguments) => migrate::migrate(&config, &arguments).await,
             Command::New(_) | Command::Compile { .. } | Command::Completions { .. } => Ok(()),
         }
     });

@@ -75,13 +75,8 @@ fn merge(object: &mut serde_json::Value, extra: serde_json::Value) {
 }
 
 fn schedule(definition: &Definition) -> String {
-    match &definition.periodic {
-        None => String::new(),
-        Some(periodic) => match &periodic.timezone {
-            Some(zone) => format!("{} {zone}", periodic.schedule),
-            None => periodic.schedule.clone(),
-        },
-    }
+    let settings = definition.periodic.as_ref().and_then(|periodic| periodic.check().ok());
+    settings.map(|settings| settings.schedule.to_string()).unwrap_or_default()
 }
 
 pub(super) async fn inspect(

@@ -8,9 +8,11 @@ use tracing::{info, warn};
 
 use super::enqueue::check_queue;
 use super::{loader, migrate, open_broker, open_store};
+use crate::beater::{Beater, register};
 use crate::config::{BrokerKind, Config};
 use crate::registry::Registry;
 use crate::sandbox::Sandbox;
+use crate::sender::Sender;
 use crate::store::Store;
 use crate::worker::Worker;
 
@@ -25,6 +27,9 @@ pub(super) struct WorkerArguments {
     /// Serve the queues in the order given: a later one only while the earlier ones are empty
     #[arg(long)]
     pub(super) strict: bool,
+    /// Queue periodic jobs as well, of all queues
+    #[arg(long)]
+    beater: bool,
 }
 
 pub(super) async fn worker(config: Arc<Config>, arguments: &WorkerArguments) -> anyhow::Result<()> {
@@ -74,9 +79,14 @@ pub(super) async fn worker(config: Arc<Config>, arguments: &WorkerArguments) -> 
         registry,
         sandbox,
         &queues,
-        stopping,
+        stopping.clone(),
     )
     .await?;
+    register::config(&store, &config, &queues).await?;
+    let beater = arguments.beater.then(|| {
+        let sender = Sender::new(store.clone(), broker.clone());
+        tokio::spawn(Beater::new(store.clone(), sender, Vec::new(), stopping).run())
+    });
     info!(
         concurrency = config.concurrency,
         "ready: polling {} on {}",
@@ -84,6 +94,9 @@ pub(super) async fn worker(config: Arc<Config>, arguments: &WorkerArguments) -> 
         broker.label()
     );
     worker.run().await;
+    if let Some(beater) = beater {
+        beater.await?;
+    }
     store.close().await;
     info!("stopped");
     Ok(())

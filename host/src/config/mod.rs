@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::beater::definition::{self, Definition as Periodic};
 use crate::broker::MAX_VISIBILITY_TIMEOUT_SECS;
 use crate::registry::compile::CompileSettings;
 use crate::registry::definition::Definition;
@@ -152,6 +153,8 @@ pub struct Config {
     pub compile: CompileSettings,
     /// By queue name.
     pub queues: BTreeMap<String, QueueSettings>,
+    /// Periodic entries, by name.
+    pub periodic: BTreeMap<String, Periodic>,
     database: DatabaseChoice,
     aws_endpoint: Option<&'static str>,
     /// Empty until [`Config::with_grants`].
@@ -165,7 +168,7 @@ enum DatabaseChoice {
 }
 
 /// The settings that have a flag, an environment variable and a key, with what each is for.
-const SETTINGS: [&str; 20] = [
+const SETTINGS: [&str; 21] = [
     "database",
     "database-password-file",
     "schema",
@@ -186,6 +189,7 @@ const SETTINGS: [&str; 20] = [
     "modules",
     "queues",
     "compile",
+    "periodic",
 ];
 
 impl Config {
@@ -252,6 +256,11 @@ impl Config {
         let mut compile = reader.table("compile");
         let compile_settings = compile_settings(&mut compile);
         reader.faults.append(&mut compile.faults);
+        let mut periodic = BTreeMap::new();
+        for (name, mut place) in reader.tables("periodic") {
+            periodic.insert(name.clone(), periodic_entry(&name, &mut place));
+            reader.faults.append(&mut place.faults);
+        }
         let aws_endpoint = ["AWS_ENDPOINT_URL_SQS", "AWS_ENDPOINT_URL"]
             .into_iter()
             .find(|name| environment(name).is_some());
@@ -274,6 +283,7 @@ impl Config {
             modules: tables.modules,
             compile: compile_settings,
             queues,
+            periodic,
             database,
             aws_endpoint,
             grants: OpenGrants::default(),
@@ -409,6 +419,53 @@ fn queue_settings(place: &mut Place) -> QueueSettings {
         weight: weight.and_then(|number| u32::try_from(number).ok()),
         malformed_limit: malformed_limit.and_then(|bytes| u64::try_from(bytes).ok()),
     }
+}
+
+/// Reads the keys of `[periodic.NAME]`.
+fn periodic_entry(name: &str, place: &mut Place) -> Periodic {
+    place.check_keys(&[
+        "job",
+        "queue",
+        "schedule",
+        "timezone",
+        "every",
+        "args",
+        "kwargs",
+        "catch-up",
+        "max-lateness",
+        "grace",
+        "overlap",
+        "jitter",
+        "start",
+        "end",
+    ]);
+    let mut span =
+        |key| place.duration(key, Duration::ZERO, Duration::MAX).map(definition::span_ms);
+    let (every_ms, max_lateness_ms) = (span("every"), span("max-lateness"));
+    let (grace_ms, jitter_ms) = (span("grace"), span("jitter"));
+    let entry = Periodic {
+        // The usual entry has its job's name.
+        job: place.text("job").or_else(|| Some(name.to_owned())),
+        queue: place.text("queue"),
+        schedule: place.text("schedule"),
+        timezone: place.text("timezone"),
+        every_ms,
+        args: place.json("args"),
+        kwargs: place.json("kwargs"),
+        catch_up: place.text("catch-up"),
+        max_lateness_ms,
+        grace_ms,
+        overlap: place.text("overlap"),
+        jitter_ms,
+        start_at: place.instant("start"),
+        end_at: place.instant("end"),
+    };
+    if place.faults.is_empty()
+        && let Err(reason) = definition::check_name(name).and(entry.check())
+    {
+        place.fault_of_all(&reason);
+    }
+    entry
 }
 
 fn database(reader: &mut Reader<'_>, data_dir: &Path) -> DatabaseChoice {

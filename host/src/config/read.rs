@@ -386,6 +386,35 @@ impl Place {
     pub(super) fn boolean(&mut self, key: &str) -> Option<bool> {
         self.parse(key, boolean)
     }
+
+    /// An RFC 3339 instant, in milliseconds since 1970: a text, or a date and time of TOML.
+    pub(super) fn instant(&mut self, key: &str) -> Option<i64> {
+        let text = match self.table.get(key)? {
+            toml::Value::Datetime(time) => time.to_string(),
+            value => scalar(value).unwrap_or_default(),
+        };
+        match crate::clock::Timestamp::parse(&text) {
+            Ok(instant) => Some(instant.0),
+            Err(_) => {
+                self.fault(
+                    key,
+                    &format!("expected an instant such as 2027-03-28T00:30:00Z, found `{text}`"),
+                );
+                None
+            }
+        }
+    }
+
+    /// A list or a table as the JSON text that it means.
+    pub(super) fn json(&mut self, key: &str) -> Option<String> {
+        let text = serde_json::to_string(self.table.get(key)?);
+        text.map_err(|error| self.fault(key, &error.to_string())).ok()
+    }
+
+    /// What is wrong with the table as a whole.
+    pub(super) fn fault_of_all(&mut self, what: &str) {
+        self.faults.push(format!("{}: {what}", self.label()));
+    }
 }
 
 /// A name as a part of a table's header: `invoices`, `"a.b"`.

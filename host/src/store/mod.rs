@@ -26,6 +26,7 @@
 
 pub mod claim;
 pub mod dead;
+pub mod door;
 pub mod enqueue;
 pub mod finish;
 pub(crate) mod group;
@@ -35,6 +36,7 @@ pub mod modules;
 mod open;
 pub mod outbox;
 pub mod park;
+pub mod periodic;
 pub mod read;
 pub mod workers;
 
@@ -276,6 +278,12 @@ impl Store {
     #[must_use]
     pub fn dialect(&self) -> Dialect {
         self.inner.dialect
+    }
+
+    /// A table or view of ours, as statements name it: `sqjobs_outbox`, or `"sqjobs".outbox`.
+    #[must_use]
+    pub fn table(&self, name: &str) -> String {
+        format!("{}{name}", self.inner.prefix)
     }
 
     /// The turn at writing to an SQLite file, to be shared with whatever else in this process

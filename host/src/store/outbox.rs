@@ -101,6 +101,7 @@ impl Store {
                 .fetch_all(&mut *write.tx)
                 .await?;
             let rows = rows.iter().map(OutboxRow::read).collect::<Result<Vec<_>, _>>()?;
+            let rows = self.take_in(&mut write, rows).await?;
             write.tx.commit().await?;
             Ok(rows)
         })

@@ -118,6 +118,7 @@ impl Worker {
         };
         store.renew_worker(&row).await?;
         store.register_jobs(&deployed(&registry, &config)).await?;
+        crate::beater::register::modules(&store, &id, &registry).await?;
         let (claiming, finishing) = (store.clone(), store.clone());
         let shared = Shared {
             id,
