@@ -37,6 +37,7 @@ mod config;
 mod crash;
 mod database_outages;
 mod fifo;
+mod guarantees;
 mod leases;
 mod lifecycle;
 mod limits;
