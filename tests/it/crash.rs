@@ -112,6 +112,26 @@ on_every_pair! {
         side_by_side(KILLS, WIDTH, |kill| kill.check(pair));
     }
 
+    /// Frozen, as by a machine that swaps: it wakes after another worker has taken its job over.
+    fn what_a_frozen_worker_brings_too_late_is_dropped(pair) {
+        let setup = Setup::new(pair, &["outcomes"]);
+        send(&setup, VICTIM, "effect", r#"{"ms": 2000}"#);
+        let mut frozen = setup.worker(&SHORT);
+        wait::until_true("a running job", || {
+            frozen.log().iter().any(|line| line.contains(": begun "))
+        });
+        frozen.signal("STOP");
+        let mut other = setup.worker(&SHORT);
+        wait_until_settled(&setup, 1);
+        frozen.signal("CONT");
+        frozen.wait_for_line(&["lost"]);
+        assert_eq!((frozen.terminate(), other.terminate()), (Some(0), Some(0)));
+        let outcomes = setup.rows("SELECT outcome, job_id FROM {attempts} ORDER BY number");
+        let outcomes: Vec<&str> = outcomes.iter().map(|(outcome, _)| outcome.as_str()).collect();
+        assert_eq!(outcomes, ["crashed", "success"]);
+        assert_eq!(ends(&other), [(VICTIM.to_owned(), 2)]);
+    }
+
     /// Beside the killed one stand jobs at every step of their way.
     fn jobs_beside_a_kill_end_twice_only_where_their_outcome_was_not_stored(pair) {
         let setup = Setup::new(pair, &["outcomes"]);

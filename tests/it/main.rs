@@ -39,6 +39,7 @@ mod crash;
 mod database_outages;
 mod fifo;
 mod grants;
+mod guarantees;
 mod hostile_jobs;
 mod hostile_modules;
 mod http_grants;

@@ -25,6 +25,8 @@ const SECS: u64 = 12;
 const WORKERS: usize = 3;
 /// Jobs sent in one round, between two events.
 const ROUND: usize = 40;
+/// How long a worker is frozen at least: longer than its lease, so that others take its jobs.
+const FROZEN: Duration = Duration::from_secs(7);
 /// How long everything may take to come to rest after the last event.
 const REST: Duration = Duration::from_secs(180);
 
@@ -95,11 +97,14 @@ struct Model {
     client: Client,
     rng: Rng,
     workers: Vec<Option<WorkerProcess>>,
+    /// One that is stopped by a signal, as a machine that swaps would stop it, and since when.
+    frozen: Option<(WorkerProcess, Instant)>,
     planned: Vec<Planned>,
     /// How often a job has run to its end on workers that are gone, by id.
     ends: HashMap<String, u32>,
     kills: u32,
     stops: u32,
+    freezes: u32,
 }
 
 impl Model {
@@ -121,10 +126,12 @@ impl Model {
             client,
             rng: Rng::with_seed(seed),
             workers,
+            frozen: None,
             planned: Vec::new(),
             ends: HashMap::new(),
             kills: 0,
             stops: 0,
+            freezes: 0,
             setup,
             proxy,
         }
@@ -172,18 +179,38 @@ impl Model {
         self.planned.append(&mut fresh);
     }
 
-    /// Kills a worker, or stops it, or lets all be; those that are gone are replaced.
+    /// Kills a worker, or stops it, or freezes it, or lets all be; those that are gone are
+    /// replaced, and one that was frozen for long goes on.
     fn harm(&mut self) {
-        let slot = self.rng.usize(..WORKERS);
+        let slot = self.rng.usize(..self.workers.len());
         match self.rng.u8(..10) {
             0..4 => self.end(slot, WorkerProcess::kill),
-            4..7 => self.end(slot, |worker| worker.signal("TERM")),
+            4..6 => self.end(slot, |worker| worker.signal("TERM")),
+            6..8 if self.frozen.is_none() => {
+                if let Some(worker) = self.workers[slot].take() {
+                    worker.signal("STOP");
+                    self.frozen = Some((worker, Instant::now()));
+                    self.freezes += 1;
+                }
+            }
             _ => {}
         }
-        for slot in 0..WORKERS {
-            if self.workers[slot].is_none() && self.rng.bool() {
+        if self.frozen.as_ref().is_some_and(|(_, since)| since.elapsed() > FROZEN) {
+            self.thaw();
+        }
+        for slot in 0..self.workers.len() {
+            let is_missing = slot < WORKERS && self.workers[slot].is_none();
+            if is_missing && self.rng.bool() {
                 self.workers[slot] = Some(self.setup.worker(&Self::ARGUMENTS));
             }
+        }
+    }
+
+    /// Has the frozen worker go on, beside the others.
+    fn thaw(&mut self) {
+        if let Some((worker, _)) = self.frozen.take() {
+            worker.signal("CONT");
+            self.workers.push(Some(worker));
         }
     }
 
@@ -212,6 +239,7 @@ impl Model {
         if let Some(proxy) = &self.proxy {
             proxy.set_faults(Faults::default());
         }
+        self.thaw();
         for worker in self.workers.iter_mut().filter(|worker| worker.is_none()) {
             *worker = Some(self.setup.worker(&Self::ARGUMENTS));
         }
@@ -237,11 +265,12 @@ impl Model {
             self.count_ends(&worker);
         }
         eprintln!(
-            "{:?}: {} jobs planned, {} kills, {} stops",
+            "{:?}: {} jobs planned, {} kills, {} stops, {} freezes",
             self.setup.pair,
             self.planned.len(),
             self.kills,
-            self.stops
+            self.stops,
+            self.freezes
         );
         faults.extend(verdict::faults(&self.setup, &self.planned, &self.ends));
         faults
