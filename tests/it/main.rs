@@ -50,6 +50,7 @@ mod outages;
 mod outbox_door;
 mod periodic;
 mod periodic_next;
+mod periodic_store;
 mod shutdown;
 mod slots;
 mod store_contract;
