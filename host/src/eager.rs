@@ -100,7 +100,8 @@ impl Eager {
             generation,
             args: job.args.clone(),
             kwargs: job.kwargs.clone(),
-            limits: self.config.limits(&served.definition),
+            limits: self.config.limits(&served.module.version.name, &served.definition),
+            grants: self.config.grants(served.module.source(), &job.name),
             policy: self.config.policy(&served.definition),
         };
         let execution =

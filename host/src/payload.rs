@@ -13,7 +13,7 @@ use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
-use crate::broker::{Attributes, MAX_ATTRIBUTES};
+use crate::broker::{Attributes, MAX_ATTRIBUTES, is_message_group};
 use crate::clock::Timestamp;
 use crate::json::{self, JsonError};
 
@@ -323,6 +323,32 @@ pub fn check_text(key: &'static str, text: &str, max_bytes: usize) -> Result<(),
         return Ok(());
     };
     Err(Malformed::BadText { key, reason })
+}
+
+/// Checks an id that a job is added under, as [`check_text`] does, and that a worker would know
+/// the job by all of it.
+///
+/// # Errors
+/// It is not so, and how.
+pub fn check_id(id: &str) -> Result<(), Malformed> {
+    check_text("id", id, MAX_ID_BYTES)?;
+    if id.contains('#') {
+        let reason = "contains `#`, and a worker would know the job by the part before it";
+        return Err(Malformed::BadText { key: "id", reason: reason.into() });
+    }
+    Ok(())
+}
+
+/// Checks a message group: 1 to 128 ASCII letters, digits or punctuation.
+///
+/// # Errors
+/// It is not so.
+pub fn check_group(group: &str) -> Result<(), Malformed> {
+    if is_message_group(group) {
+        return Ok(());
+    }
+    let reason = "must be 1 to 128 ASCII letters, digits or punctuation";
+    Err(Malformed::BadText { key: "group", reason: reason.into() })
 }
 
 fn container(

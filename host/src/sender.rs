@@ -11,6 +11,7 @@ use tracing::warn;
 
 use crate::broker::{
     Attributes, Broker, BrokerError, EntryError, MAX_BATCH, MAX_DELAY_SECS, OutgoingMessage, Queue,
+    is_message_group,
 };
 use crate::clock::Clock;
 use crate::failpoint;
@@ -94,17 +95,28 @@ impl Sender {
         }
         for (queue, rows) in by_queue {
             for batch in rows.chunks(MAX_BATCH) {
-                self.send_rows(&queue, batch).await?;
+                for (row, error) in self.send_rows(&queue, batch).await? {
+                    warn!(
+                        queue, job.id = %printable(&row.job.id),
+                        "job {} can't be sent and is in the dead list: {error}",
+                        printable(&row.job.name)
+                    );
+                }
             }
         }
         Ok(taken)
     }
 
-    /// Sends up to ten rows to one queue, and notes for each what became of it.
+    /// Sends up to ten rows to one queue, and notes for each what became of it. Returns the rows
+    /// whose jobs the queue will never take, and why: they are in the dead list now.
     ///
     /// # Errors
     /// The database failed; what was sent will be sent once more, and run once.
-    pub async fn send_rows(&self, queue: &str, rows: &[OutboxRow]) -> Result<(), StoreError> {
+    pub async fn send_rows<'a>(
+        &self,
+        queue: &str,
+        rows: &'a [OutboxRow],
+    ) -> Result<Vec<(&'a OutboxRow, EntryError)>, StoreError> {
         for row in rows {
             failpoint::reach("outbox-sending", &row.job.name);
         }
@@ -120,6 +132,7 @@ impl Sender {
             Err(error) => rows.iter().map(|_| Err(of_call(&error))).collect::<Vec<_>>(),
         };
         let mut done = Vec::with_capacity(rows.len());
+        let mut refused = Vec::new();
         for (row, result) in rows.iter().zip(results) {
             failpoint::reach("outbox-sent", &row.job.name);
             match result {
@@ -134,13 +147,9 @@ impl Sender {
                     done.push(row.id);
                 }
                 Err(error) => {
-                    warn!(
-                        queue, job.id = %printable(&row.job.id),
-                        "job {} can't be sent and is in the dead list: {error}",
-                        printable(&row.job.name)
-                    );
                     failpoint::reach("outbox-refused", &row.job.name);
                     self.store.outbox_undeliverable(row.id, &undeliverable(row, &error)).await?;
+                    refused.push((row, error));
                 }
             }
         }
@@ -148,7 +157,7 @@ impl Sender {
         for row in rows {
             failpoint::reach("outbox-noted", &row.job.name);
         }
-        Ok(())
+        Ok(refused)
     }
 
     /// Looks a queue up, once.
@@ -172,7 +181,9 @@ fn message(row: &OutboxRow, queue: &Queue) -> OutgoingMessage {
     let delay_secs = u32::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(MAX_DELAY_SECS);
     let group = match (&row.group, queue.is_fifo) {
         (Some(group), _) => Some(group.clone()),
-        (None, true) => Some(row.job.id.clone()),
+        // Each job without a group is a group of its own. Ids may hold what groups may not.
+        (None, true) if is_message_group(&row.job.id) => Some(row.job.id.clone()),
+        (None, true) => Some(payload::hex(&Sha256::digest(&row.job.id))),
         (None, false) => None,
     };
     let (body, attributes) = content(row);

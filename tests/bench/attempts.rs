@@ -34,6 +34,7 @@ pub(crate) fn attempt(module: &str, count: usize) {
             args: "[1, 2, 3, 4]".into(),
             kwargs: "{}".into(),
             limits: Limits::default(),
+            grants: Arc::default(),
             policy: RetryPolicy::default(),
         };
         let mut times = Vec::with_capacity(count);

@@ -146,6 +146,39 @@ fn several_jobs_folders_serve_together() {
     assert_eq!(jobs.stdout, by_file.stdout);
 }
 
+/// One sentence of ours with a remedy: no line of the driver's, no wait for a connection that
+/// can't come.
+#[test]
+fn a_database_that_cannot_be_opened_is_told_in_one_line_with_a_remedy() {
+    let project = Project::with_guests(&["adder"]);
+    project.write("text.db", "no database ".repeat(1000));
+    project.write(".sqjobs/sqjobs.db", "no database ".repeat(1000));
+    let postgres = servers::database_url();
+    let server = postgres.rsplit_once('@').unwrap().1.split('/').next().unwrap();
+    let sqs = servers::sqs_url();
+    for (database, words) in [
+        ("sqlite:text.db".to_owned(), &["text.db", "no SQLite database", "--database"][..]),
+        ("sqlite:jobs".to_owned(), &["jobs", "file", "--database"]),
+        ("sqlite:text.db/x.db".to_owned(), &["text.db", "--data-dir"]),
+        ("postgres://nobody@127.0.0.1:1/none".to_owned(), &["127.0.0.1:1", "host and port"]),
+        (sqs.replace("http://", "postgres://nobody@"), &["host and port"]),
+        (format!("postgres://postgres@{server}/nowhere"), &["nowhere", "create it"]),
+        (format!("postgres://nobody@{server}/postgres"), &["nobody", "PGPASSWORD"]),
+    ] {
+        for command in [&["list"][..], &["migrate"], &["worker", "q", "--log-level", "warn"]] {
+            let output = project.run(&[command, &["--database", &database]].concat()).exits(1);
+            output.is_a_sentence().says(words);
+            assert_eq!(output.stderr.lines().count(), 1, "{output}");
+            assert!(!output.stderr.contains("timed out"), "{output}");
+        }
+    }
+    // The embedded queue beside an SQLite file that is good.
+    let args = ["worker", "q", "--database", "sqlite:good.db", "--log-level", "warn"];
+    let output = project.run(&args).exits(1);
+    output.is_a_sentence().says(&["sqjobs.db", "no SQLite database", "--data-dir"]);
+    assert_eq!(output.stderr.lines().count(), 1, "{output}");
+}
+
 #[test]
 fn a_database_password_may_come_from_a_file() {
     let setup = Setup::new(Pair::PostgresSqs, &["adder"]);
@@ -159,4 +192,16 @@ fn a_database_password_may_come_from_a_file() {
 
     let missing = setup.run(&["list", "--database-password-file", "missing"]).exits(2);
     missing.is_a_sentence().says(&["missing"]);
+}
+
+/// What the guide shows can be copied.
+#[test]
+fn the_examples_of_the_guide_are_accepted() {
+    let guide = include_str!("../../docs/configuration.md");
+    let blocks = guide.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let settings: Vec<&str> = blocks.collect();
+    assert!(settings.len() > 2, "{settings:?}");
+    let project = Project::with_guests(&[]);
+    project.write("sqjobs.toml", settings.join("\n"));
+    let _ = project.run(&["list"]).ok();
 }

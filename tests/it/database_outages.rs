@@ -73,6 +73,20 @@ fn connections_that_postgres_ends_are_made_again() {
     assert_eq!(worker.terminate(), Some(0), "{}", worker.shown());
 }
 
+/// The server has committed, and nobody was told: to repeat the call must find that it is done.
+#[test]
+fn commits_whose_answers_are_lost_lose_no_job_and_run_none_twice() {
+    let (setup, gate) = behind_gate();
+    let mut worker = setup.worker(&["--concurrency", "4"]);
+    worker.wait_until_ready();
+    gate.lose_answers(20);
+    send_effects(&setup, 40, r#"{"ms": 20}"#);
+    wait::until_true("twenty lost answers", || gate.answers_to_lose() == 0);
+    wait_until_all_succeeded(&setup, 40);
+    assert_eq!(lines(&worker, ": ended "), 40, "none ran twice for it");
+    assert_eq!(worker.terminate(), Some(0));
+}
+
 #[test]
 fn a_write_that_stalls_is_given_up_and_tried_again() {
     let setup = Setup::new(Pair::PostgresSqs, &["outcomes"]);

@@ -117,3 +117,23 @@ fn a_delete_that_did_nothing_is_made_up_for_at_the_next_delivery() {
     let runs = worker.log().iter().filter(|line| line.contains("counted")).count();
     assert_eq!(runs, 1, "{}", worker.shown());
 }
+
+/// Its worker lives on, and with it the claims that it holds: the lost attempt's must not be one.
+#[test]
+fn an_attempt_whose_receipt_expired_is_stopped_and_its_job_runs_again() {
+    for pair in [Pair::SqliteSqs, Pair::PostgresSqs] {
+        let (setup, proxy) = behind_proxy(pair, 24);
+        proxy.set_faults(Faults { expired_receipt: 1.0, ..Faults::default() });
+        let body = r#"{"id": "slow", "name": "effect", "kwargs": {"ms": 4500}}"#;
+        setup.send_body(body);
+        let mut worker = setup.worker(&["--lease", "5s"]);
+        worker.wait_for_line(&["lost a lease"]);
+        proxy.set_faults(Faults::default());
+        let row = setup.wait_for_status("slow", "SUCCESS");
+        assert_eq!(row.number("attempts"), 2, "{row}");
+        setup.wait_until_drained();
+        assert_eq!(worker.terminate(), Some(0));
+        let ends = worker.log().iter().filter(|line| line.contains("ended slow")).count();
+        assert_eq!(ends, 1, "the first attempt was stopped before its end: {}", worker.shown());
+    }
+}

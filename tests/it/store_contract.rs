@@ -204,6 +204,46 @@ on_every_database! {
         assert_eq!(store.status("a").await.unwrap().unwrap().status, "SUCCESS");
     }
 
+    /// The database committed and the connection broke: the caller asks once more.
+    async fn a_claim_that_is_repeated_is_made_once(store) {
+        let job = job("a");
+        let first = begin(&store, &job, "t").await;
+        assert_eq!(begin(&store, &job, "t").await, first);
+        assert_eq!(store.status("a").await.unwrap().unwrap().attempts, 1);
+        let other = store.claim(&[claim(&job, "w", "t2")]).await.unwrap().remove(0);
+        assert!(matches!(other, Claim::Held(_)), "{other:?}");
+    }
+
+    async fn an_outcome_that_is_repeated_is_told_as_stored_and_done_once(store) {
+        let parent = job("a");
+        let _ = begin(&store, &parent, "t").await;
+        let mut request = finish(&parent, "t", 1, Ending::Retry(Duration::ZERO));
+        request.children = vec![new_job()];
+        assert!(end(&store, request.clone()).await);
+        let once = store.status("a").await.unwrap().unwrap();
+        assert!(end(&store, request.clone()).await);
+        assert_eq!(store.status("a").await.unwrap().unwrap(), once);
+        assert_eq!(store.take_outbox(10, 0).await.unwrap().len(), 1);
+        let _ = begin(&store, &parent, "t2").await;
+        assert!(end(&store, request).await, "also while the next attempt runs");
+        assert_eq!(store.status("a").await.unwrap().unwrap().status, "RUNNING");
+    }
+
+    async fn a_claim_that_is_let_go_is_free_at_once_and_only_its_owner_lets_it_go(store) {
+        let job = job("a");
+        let _ = begin(&store, &job, "t").await;
+        store.let_go("a", "other").await.unwrap();
+        assert_eq!(store.status("a").await.unwrap().unwrap().status, "RUNNING");
+        store.let_go("a", "t").await.unwrap();
+        assert_eq!(store.status("a").await.unwrap().unwrap().status, "PENDING");
+        assert!(!end(&store, finish(&job, "t", 1, Ending::Success)).await);
+        let again = begin(&store, &job, "t2").await;
+        assert_eq!((again.attempt, again.spent, again.crashes), (2, 0, 0));
+        let attempts = store.attempts("a").await.unwrap();
+        let outcomes: Vec<_> = attempts.iter().map(|attempt| attempt.outcome.as_str()).collect();
+        assert_eq!(outcomes, ["lease-lost", "running"]);
+    }
+
     async fn a_living_claim_holds_others_off_for_the_rest_of_its_lease(store) {
         let job = job("a");
         let _ = begin(&store, &job, "t").await;
@@ -433,7 +473,7 @@ on_every_database! {
         assert_eq!(beside, [Claim::OnlyAlone]);
         assert_eq!(store.status("a").await.unwrap().unwrap().attempts, 2, "nothing was begun");
         let alone = ClaimRequest { is_alone: true, ..claim(&job, "w", "t3") };
-        let claims = store.claim(&[alone.clone()]).await.unwrap();
+        let claims = store.claim(std::slice::from_ref(&alone)).await.unwrap();
         assert!(matches!(&claims[0], Claim::Begun(begun) if begun.crashes == 2), "{claims:?}");
         store.remove_worker("w").await.unwrap();
         store.renew_worker(&worker("w4", LEASE)).await.unwrap();

@@ -3,6 +3,7 @@
 //! - [`servers`]: where `scripts/test` has put PostgreSQL, the SQS server, the guests and the host.
 //! - [`project`]: a temporary folder with a jobs folder in it, and the host run there.
 //! - [`host`]: what one run of the binary said, and its JSON lines.
+//! - [`http`]: an HTTP server for guests to be let to, or kept from.
 //! - [`worker`]: a worker process, its log lines and its signals.
 //! - [`setup`]: the pairs of database and broker that everything has to work on.
 //! - [`sqs`]: the SQS server spoken to directly, past the host.
@@ -20,6 +21,7 @@
 
 pub mod gate;
 pub mod host;
+pub mod http;
 pub mod project;
 pub mod proxy;
 pub mod servers;

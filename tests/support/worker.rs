@@ -134,6 +134,18 @@ impl WorkerProcess {
         self.child.try_wait().unwrap().is_none()
     }
 
+    /// Most memory that it has held at once, in bytes.
+    ///
+    /// # Panics
+    /// It has ended, or the system does not tell.
+    #[must_use]
+    pub fn peak_memory_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().unwrap();
+        kib << 10
+    }
+
     /// Its log in one text, for messages.
     #[must_use]
     pub fn shown(&self) -> String {

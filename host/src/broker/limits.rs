@@ -135,10 +135,16 @@ fn check_attribute(name: &str, attribute: &Attribute) -> Result<(), EntryError> 
 
 fn check_group(what: &str, value: Option<&str>) -> Result<(), EntryError> {
     let Some(value) = value else { return Ok(()) };
-    if (1..=MAX_GROUP).contains(&value.len()) && value.chars().all(|c| c.is_ascii_graphic()) {
+    if is_message_group(value) {
         return Ok(());
     }
     refuse(format!("the {what} is not 1 to {MAX_GROUP} ASCII letters, digits or punctuation"))
+}
+
+/// Whether a message can have this group: 1 to 128 ASCII letters, digits or punctuation.
+#[must_use]
+pub fn is_message_group(value: &str) -> bool {
+    (1..=MAX_GROUP).contains(&value.len()) && value.chars().all(|c| c.is_ascii_graphic())
 }
 
 fn refuse(reason: String) -> Result<(), EntryError> {

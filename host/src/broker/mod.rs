@@ -18,7 +18,7 @@ use crate::clock::Timestamp;
 
 pub use attribute::{Attribute, AttributeValue, Attributes};
 pub use error::{BrokerError, EntryError};
-pub use limits::{MAX_ATTRIBUTES, message_bytes};
+pub use limits::{MAX_ATTRIBUTES, is_message_group, message_bytes};
 
 /// Longest time a message can stay invisible, counted from its receipt.
 /// Source: Amazon SQS API reference, `ChangeMessageVisibility` (12 hours).
@@ -29,6 +29,14 @@ pub const MAX_DELAY_SECS: u32 = 900;
 pub const MAX_BATCH: usize = 10;
 /// Longest long poll. Source: Amazon SQS API reference, `ReceiveMessage`.
 pub const MAX_WAIT_SECS: u32 = 20;
+
+/// Checks that this can be a queue: a name, or for SQS a URL. Nothing is asked.
+///
+/// # Errors
+/// [`BrokerError::InvalidQueue`], which tells what was expected.
+pub fn check_queue(queue: &str) -> Result<(), BrokerError> {
+    if queue.contains("://") { sqs::check_url(queue) } else { limits::check_queue_name(queue) }
+}
 
 /// A queue that has been looked up: how it is called, where it is, and its own limits.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -40,12 +40,12 @@ pub(super) async fn migrate(config: &Config, arguments: &MigrateArguments) -> an
         store.grant_roles().await?;
     }
     if is_json(config) {
-        return print::line(&json!({"from": done.from, "to": done.to}).to_string());
+        return print::json(&json!({"from": done.from, "to": done.to}).to_string());
     }
     let text = if done.from == done.to {
         format!("{} has schema version {} already", store.label(), done.to)
     } else {
         format!("{} went from schema version {} to {}", store.label(), done.from, done.to)
     };
-    print::line(&text)
+    print::text(&text)
 }

@@ -25,8 +25,12 @@ use crate::broker::local::{LocalBroker, LocalOptions, Synchronous};
 use crate::broker::sqs::SqsBroker;
 use crate::config::{BrokerKind, Config, ConfigError, Flags, Output};
 use crate::outage::chain;
+use crate::registry::cache::Cache;
+use crate::registry::compile::{self, Compiler};
+use crate::registry::load::Loader;
+use crate::sandbox::Sandbox;
 use crate::store::{Dialect, Store};
-use crate::text::printable_block;
+use crate::text::printable;
 
 /// Runs background jobs from Amazon SQS in WebAssembly sandboxes.
 #[derive(Parser)]
@@ -70,10 +74,10 @@ struct Global {
     #[arg(long, global = true, value_name = "N", allow_hyphen_values = true)]
     concurrency: Option<String>,
     /// How long a message is held at a time, extended while its job runs [default: 30s]
-    #[arg(long, global = true, value_name = "TIME")]
+    #[arg(long, global = true, value_name = "TIME", allow_hyphen_values = true)]
     lease: Option<String>,
     /// How long running jobs may take when the worker is told to stop [default: 25s]
-    #[arg(long, global = true, value_name = "TIME")]
+    #[arg(long, global = true, value_name = "TIME", allow_hyphen_values = true)]
     grace: Option<String>,
     /// text or json [default: text]
     #[arg(long, global = true, value_name = "FORMAT")]
@@ -114,6 +118,9 @@ enum Command {
     Migrate(migrate::MigrateArguments),
     /// Make a project for a job that builds
     New(new::NewArguments),
+    /// Compile a module from standard input to standard output, for a host that started this
+    #[command(name = compile::COMMAND, hide = true)]
+    Compile { memory_bytes: u64, cpu_secs: u64 },
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -126,6 +133,11 @@ enum Command {
 #[error("{0}")]
 struct Usage(String);
 
+/// The error of a child process, for the host that started it: as it is, without `error: `.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Told(String);
+
 /// The command did its work, and the answer is "no": exit code as given, nothing more to say.
 #[derive(Debug, thiserror::Error)]
 #[error("exit code {0}")]
@@ -137,9 +149,15 @@ pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
-            // A closed terminal is no reason to fail.
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+            let printed = error.print();
+            if error.use_stderr() {
+                return ExitCode::from(2);
+            }
+            // Help and version are data.
+            return match printed.map_err(print::OutputError::from) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => report(&error.into()),
+            };
         }
     };
     match run(arguments) {
@@ -152,6 +170,9 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.command {
         Command::Completions { shell } => return completions(shell),
         Command::New(arguments) => return new::new(&arguments),
+        Command::Compile { memory_bytes, cpu_secs } => {
+            return compile::child(memory_bytes, cpu_secs).map_err(|reason| Told(reason).into());
+        }
         _ => {}
     }
     crate::failpoint::arm().map_err(|error| Usage(error.to_string()))?;
@@ -201,7 +222,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             Command::Jobs => modules::jobs(&config).await,
             Command::Inspect(arguments) => modules::inspect(&config, &arguments).await,
             Command::Migrate(arguments) => migrate::migrate(&config, &arguments).await,
-            Command::New(_) | Command::Completions { .. } => Ok(()),
+            Command::New(_) | Command::Compile { .. } | Command::Completions { .. } => Ok(()),
         }
     });
     // What still runs (a receive under way) must not hold the process up.
@@ -214,23 +235,25 @@ fn report(error: &anyhow::Error) -> ExitCode {
     if let Some(Exit(code)) = error.downcast_ref() {
         return ExitCode::from(*code);
     }
-    if is_broken_pipe(error) {
+    if error.downcast_ref().is_some_and(print::OutputError::is_closed_pipe) {
         return ExitCode::SUCCESS;
     }
-    let text = chain(error.as_ref());
-    for line in text.lines() {
-        eprintln!("error: {}", printable_block(line));
+    if let Some(ConfigError(faults)) = error.downcast_ref() {
+        faults.iter().for_each(|fault| tell_error(fault));
+        return ExitCode::from(2);
     }
-    let is_usage = error.is::<Usage>() || error.is::<ConfigError>();
-    ExitCode::from(if is_usage { 2 } else { 1 })
+    if let Some(Told(reason)) = error.downcast_ref() {
+        print::note(format_args!("{reason}"));
+        return ExitCode::FAILURE;
+    }
+    tell_error(&chain(error.as_ref()));
+    ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
 }
 
-/// Whether whoever reads our output has stopped reading, as `head` does.
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        let io = cause.downcast_ref::<std::io::Error>();
-        io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
-    })
+/// One error, one line: what a guest or a driver said may have several.
+fn tell_error(text: &str) {
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    print::note(format_args!("error: {}", printable(&lines.join(" "))));
 }
 
 fn completions(shell: clap_complete::Shell) -> anyhow::Result<()> {
@@ -263,6 +286,14 @@ impl Global {
         }
         Flags { values }
     }
+}
+
+/// What reads module files: compiling in a child process, and keeping the code if `keeps_code`.
+fn loader(config: &Arc<Config>, sandbox: &Arc<Sandbox>, keeps_code: bool) -> Loader {
+    let folder = keeps_code.then(|| config.cache_dir());
+    Loader::new(sandbox.clone(), Cache::new(folder.as_deref()))
+        .with_config(config.clone())
+        .with_compiler(Arc::new(Compiler::child(config.compile)))
 }
 
 /// Opens the database; an embedded one is brought to this version by itself.

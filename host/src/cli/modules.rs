@@ -1,17 +1,17 @@
 //! `jobs` and `inspect`: what is deployed, and what a file holds.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
 use serde_json::json;
 
-use super::{is_json, print};
+use super::{is_json, loader, print};
 use crate::config::Config;
+use crate::config::granted::{ModuleSource, toml_key};
 use crate::registry::Registry;
-use crate::registry::cache::Cache;
 use crate::registry::definition::Definition;
-use crate::registry::load::{EXPORT, Loader, Module};
+use crate::registry::load::{EXPORT, LoadError, Module, is_offered, module_name};
 use crate::sandbox::Sandbox;
 use crate::text::printable;
 
@@ -21,9 +21,9 @@ pub(super) struct InspectArguments {
     file: PathBuf,
 }
 
-pub(super) async fn jobs(config: &Config) -> anyhow::Result<()> {
+pub(super) async fn jobs(config: &Arc<Config>) -> anyhow::Result<()> {
     let sandbox = Arc::new(Sandbox::new(1)?);
-    let loader = Loader::new(sandbox, Cache::new(Some(&config.cache_dir())));
+    let loader = loader(config, &sandbox, true);
     // What was refused is said by the log, on standard error.
     let registry = Registry::load(&loader, &config.jobs_dirs).await?;
     let snapshot = registry.snapshot();
@@ -32,7 +32,7 @@ pub(super) async fn jobs(config: &Config) -> anyhow::Result<()> {
     ]);
     for served in snapshot.jobs.values() {
         let (definition, version) = (&served.definition, &served.module.version);
-        let timeout = config.limits(definition).timeout;
+        let timeout = config.limits(&version.name, definition).timeout;
         if is_json(config) {
             let mut object = definition.to_json();
             let extra = json!({
@@ -44,7 +44,7 @@ pub(super) async fn jobs(config: &Config) -> anyhow::Result<()> {
                 "timeout_ms": crate::clock::millis(timeout),
             });
             merge(&mut object, extra);
-            print::line(&object.to_string())?;
+            print::json(&object.to_string())?;
             continue;
         }
         grid.row(&[
@@ -62,7 +62,7 @@ pub(super) async fn jobs(config: &Config) -> anyhow::Result<()> {
         return Ok(());
     }
     if snapshot.jobs.is_empty() {
-        eprintln!("no job is deployed; copy modules (*.wasm) into the jobs folder");
+        print::note("no job is deployed; copy modules (*.wasm) into the jobs folder");
         return Ok(());
     }
     grid.print()
@@ -79,14 +79,22 @@ fn schedule(definition: &Definition) -> String {
     settings.map(|settings| settings.schedule.to_string()).unwrap_or_default()
 }
 
-pub(super) async fn inspect(config: &Config, arguments: &InspectArguments) -> anyhow::Result<()> {
-    let loader = Loader::new(Arc::new(Sandbox::new(1)?), Cache::new(None));
-    let module = loader.load(&arguments.file).await?;
+pub(super) async fn inspect(
+    config: &Arc<Config>,
+    arguments: &InspectArguments,
+) -> anyhow::Result<()> {
+    let loader = loader(config, &Arc::new(Sandbox::new(1)?), false).for_inspection();
+    let module = match loader.load(&arguments.file).await {
+        Ok(module) => module,
+        Err(error) => return Err(unloadable(config, &arguments.file, error)),
+    };
+    let names = module.jobs.iter().map(|job| job.name.as_str()).collect();
+    let grants = Granted::of(config, module.source(), names);
     if is_json(config) {
         let imports: Vec<_> = module
             .imports
             .iter()
-            .map(|name| json!({"name": name, "status": status(name)}))
+            .map(|name| json!({"name": name, "status": grants.status(name)}))
             .collect();
         let jobs: Vec<_> = module.jobs.iter().map(Definition::to_json).collect();
         let object = json!({
@@ -100,20 +108,45 @@ pub(super) async fn inspect(config: &Config, arguments: &InspectArguments) -> an
             "imports": imports,
             "jobs": jobs,
         });
-        return print::line(&object.to_string());
+        return print::json(&object.to_string());
     }
-    show(&module)
+    show(&module, &grants)
 }
 
-/// What a module finds at an import: our own work; of WASI only what harms nobody is granted.
-fn status(import: &str) -> &'static str {
-    let is_granted = ["sqjobs:job/", "wasi:io/", "wasi:clocks/", "wasi:random/"]
-        .iter()
-        .any(|package| import.starts_with(package));
-    if is_granted { "granted" } else { "empty" }
+/// What a module finds at its imports under the configuration.
+struct Granted<'a> {
+    config: &'a Config,
+    module: ModuleSource<'a>,
+    jobs: Vec<&'a str>,
+    /// The table that would grant more.
+    place: String,
 }
 
-fn show(module: &Module) -> anyhow::Result<()> {
+impl<'a> Granted<'a> {
+    fn of(config: &'a Config, module: ModuleSource<'a>, jobs: Vec<&'a str>) -> Self {
+        let place = format!("[modules.{}.grants]", toml_key(module.name));
+        Self { config, module, jobs, place }
+    }
+
+    /// `granted`; `empty`, where the import is there and finds nothing; `refused`, where the
+    /// module is not loaded without a grant.
+    fn status(&self, import: &str) -> &'static str {
+        let needs_no_grant = ["sqjobs:job/", "wasi:io/", "wasi:clocks/", "wasi:random/"];
+        if needs_no_grant.iter().any(|package| import.starts_with(package)) {
+            return "granted";
+        }
+        if !is_offered(import) {
+            return "refused";
+        }
+        match self.config.grants_import(self.module, &self.jobs, import) {
+            Some(true) => "granted",
+            Some(false) if import.starts_with("wasi:http/") => "refused",
+            _ => "empty",
+        }
+    }
+}
+
+fn show(module: &Module, grants: &Granted<'_>) -> anyhow::Result<()> {
     let mut grid = print::Grid::new(&[]);
     let size = bytesize::ByteSize::b(module.size).to_string();
     grid.row(&["file", &module.path.display().to_string()]);
@@ -135,9 +168,34 @@ fn show(module: &Module) -> anyhow::Result<()> {
         let text = format!("{} on {queue}{records}{schedule}", job.name);
         print::line(&format!("  {}", printable(&text)))?;
     }
+    show_imports(&module.imports, grants)
+}
+
+fn show_imports(imports: &[String], grants: &Granted<'_>) -> anyhow::Result<()> {
     print::line("\nimports:")?;
-    for import in &module.imports {
-        print::line(&format!("  {:8} {}", status(import), printable(import)))?;
+    for import in imports {
+        let (status, name) = (grants.status(import), printable(import));
+        let remedy = match status {
+            "refused" if is_offered(import) => {
+                format!("  (to grant it, list hosts in `http` of {})", grants.place)
+            }
+            "refused" => "  (this host does not offer it)".to_owned(),
+            _ => String::new(),
+        };
+        print::line(&format!("  {status:8} {name}{remedy}"))?;
     }
     Ok(())
+}
+
+/// Why a file is no module; of one that imports what nobody offers, all imports are shown first.
+fn unloadable(config: &Config, file: &Path, error: LoadError) -> anyhow::Error {
+    let LoadError::UnknownImport { imports, .. } = &error else { return error.into() };
+    if !is_json(config) {
+        let name = module_name(file);
+        let module = ModuleSource { name: &name, digest: "", folder: Path::new(".") };
+        if let Err(unseen) = show_imports(imports, &Granted::of(config, module, Vec::new())) {
+            return unseen;
+        }
+    }
+    error.into()
 }

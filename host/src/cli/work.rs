@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use clap::Args;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{info, warn};
 
-use super::{Usage, migrate, open_broker, open_store};
+use super::enqueue::check_queue;
+use super::{loader, migrate, open_broker, open_store};
 use crate::beater::{Beater, register};
 use crate::config::{BrokerKind, Config};
 use crate::registry::Registry;
-use crate::registry::cache::Cache;
-use crate::registry::load::Loader;
 use crate::sandbox::Sandbox;
 use crate::sender::Sender;
 use crate::store::Store;
@@ -34,9 +34,7 @@ pub(super) struct WorkerArguments {
 
 pub(super) async fn worker(config: Arc<Config>, arguments: &WorkerArguments) -> anyhow::Result<()> {
     let queues = arguments.queues.clone();
-    if queues.iter().any(String::is_empty) {
-        return Err(Usage("a queue's name can't be empty".into()).into());
-    }
+    queues.iter().try_for_each(|queue| check_queue("QUEUE", queue))?;
     let kind = config.broker(&queues)?;
     let file = match &config.file {
         Some(file) => file.display().to_string(),
@@ -51,6 +49,8 @@ pub(super) async fn worker(config: Arc<Config>, arguments: &WorkerArguments) -> 
         env!("CARGO_PKG_VERSION"),
         config.database(kind).label(),
     );
+    let config = Arc::new(Config::clone(&config).with_grants()?);
+    raise_open_files();
     // Before anything is opened, so that no signal finds us without ears.
     let stopping = crate::shutdown::listen()?;
     let store = if config.migrate {
@@ -61,7 +61,7 @@ pub(super) async fn worker(config: Arc<Config>, arguments: &WorkerArguments) -> 
         open_store(&config, kind).await?
     };
     let sandbox = Arc::new(Sandbox::new(config.concurrency)?);
-    let loader = Loader::new(sandbox.clone(), Cache::new(Some(&config.cache_dir())));
+    let loader = loader(&config, &sandbox, true);
     let registry = Arc::new(Registry::load(&loader, &config.jobs_dirs).await?);
     if registry.snapshot().jobs.is_empty() {
         let folders: Vec<_> =
@@ -100,4 +100,14 @@ pub(super) async fn worker(config: Arc<Config>, arguments: &WorkerArguments) -> 
     store.close().await;
     info!("stopped");
     Ok(())
+}
+
+/// Takes as many open files as the system lets this process have: by default it is given 1,024,
+/// which a few jobs with granted folders and connections could use up for all the others.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!("the limit of open files stays at {:?}: {error}", limit.current);
+    }
 }

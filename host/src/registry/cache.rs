@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
+use super::compile::CompileError;
+
 /// A folder of compiled code.
 #[derive(Debug, Clone)]
 pub struct Cache {
@@ -37,28 +39,29 @@ impl Cache {
         Self { folder }
     }
 
-    /// The compiled code of a module, from the cache or compiled now and kept.
+    /// The compiled code of a module, from the cache, or by `compile` now and kept.
     ///
     /// # Errors
-    /// The bytes are no component, or the compiler refused them.
+    /// Those of `compile`.
     pub fn component(
         &self,
         engine: &Engine,
         digest: &str,
-        bytes: &[u8],
-    ) -> wasmtime::Result<Component> {
-        let Some(path) = self.path(engine, digest) else {
-            return Component::new(engine, bytes);
-        };
-        if let Some(component) = load(engine, &path) {
+        compile: impl FnOnce() -> Result<Vec<u8>, CompileError>,
+    ) -> Result<Component, CompileError> {
+        let path = self.path(engine, digest);
+        if let Some(component) = path.as_deref().and_then(|path| load(engine, path)) {
             return Ok(component);
         }
-        let compiled = engine.precompile_component(bytes)?;
-        if let Err(error) = write(&path, &compiled) {
+        let compiled = compile()?;
+        if let Some(path) = &path
+            && let Err(error) = write(path, &compiled)
+        {
             tracing::warn!("cannot keep compiled code in `{}`: {error}", path.display());
         }
-        // SAFETY: these bytes came from this engine's own compiler just now.
+        // SAFETY: these bytes came from our own compiler just now.
         unsafe { Component::deserialize(engine, &compiled) }
+            .map_err(|error| CompileError::Unfit(format!("{error:#}")))
     }
 
     fn path(&self, engine: &Engine, digest: &str) -> Option<PathBuf> {

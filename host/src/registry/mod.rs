@@ -4,8 +4,10 @@
 //! module that it began with, whatever is deployed meanwhile.
 
 pub mod cache;
+pub mod compile;
 pub mod definition;
 pub mod load;
+mod measure;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,7 +19,7 @@ use tracing::{info, warn};
 use crate::outage::chain;
 use crate::text::printable;
 use definition::Definition;
-use load::{LoadError, Loader, Module};
+use load::{Loader, Module};
 
 /// A job that can be run.
 #[derive(Clone)]
@@ -33,6 +35,8 @@ pub struct Served {
 pub struct Refused {
     /// The file.
     pub path: PathBuf,
+    /// The job that another file serves already; `None` where the whole file does not serve.
+    pub job: Option<String>,
     /// Why.
     pub reason: String,
 }
@@ -70,11 +74,39 @@ impl Registry {
     /// # Errors
     /// A folder can't be read.
     pub async fn load(loader: &Loader, folders: &[PathBuf]) -> Result<Self, FolderError> {
+        Self::read(loader, folders, true).await
+    }
+
+    /// As [`Self::load`], without a log line for each module: for a command that is about one job.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub async fn load_silently(loader: &Loader, folders: &[PathBuf]) -> Result<Self, FolderError> {
+        Self::read(loader, folders, false).await
+    }
+
+    async fn read(
+        loader: &Loader,
+        folders: &[PathBuf],
+        is_told: bool,
+    ) -> Result<Self, FolderError> {
         let mut snapshot = Snapshot::default();
         for path in files(folders)? {
+            let before = snapshot.refused.len();
             match loader.load(&path).await {
-                Ok(module) => snapshot.add(module),
-                Err(error) => snapshot.refuse(path, &error),
+                Ok(module) => {
+                    let module = snapshot.add(module);
+                    if is_told {
+                        module.tell();
+                    }
+                }
+                Err(error) => {
+                    let reason = chain(&error);
+                    snapshot.refused.push(Refused { path, job: None, reason });
+                }
+            }
+            if is_told {
+                snapshot.refused[before..].iter().for_each(Refused::tell);
             }
         }
         Ok(Self { current: ArcSwap::from_pointee(snapshot) })
@@ -86,6 +118,15 @@ impl Registry {
         let mut snapshot = Snapshot::default();
         snapshot.add(module);
         Self { current: ArcSwap::from_pointee(snapshot) }
+    }
+
+    /// Logs what keeps modules from serving this job: who else claims it, and if nobody holds it,
+    /// all that was refused.
+    pub fn tell_refused_of(&self, job: &str) {
+        let snapshot = self.snapshot();
+        let is_served = snapshot.jobs.contains_key(job);
+        let concerns = |refused: &&Refused| !is_served || refused.job.as_deref() == Some(job);
+        snapshot.refused.iter().filter(concerns).for_each(Refused::tell);
     }
 
     /// The job's current module and definition.
@@ -101,35 +142,46 @@ impl Registry {
     }
 }
 
+impl Refused {
+    fn tell(&self) {
+        let module = load::module_name(&self.path);
+        let reason = printable(&self.reason);
+        match self.job {
+            None => warn!(%module, "refused a module: {reason}"),
+            Some(_) => warn!(%module, "`{}`: {reason}", self.path.display()),
+        }
+    }
+}
+
+impl Module {
+    fn tell(&self) {
+        let names: Vec<&str> = self.jobs.iter().map(|job| job.name.as_str()).collect();
+        info!(
+            module = %self.version.name, module.digest = %self.version.digest,
+            "module `{}` serves {}", self.version.name, printable(&names.join(", "))
+        );
+    }
+}
+
 impl Snapshot {
-    fn add(&mut self, module: Module) {
+    fn add(&mut self, module: Module) -> Arc<Module> {
         let module = Arc::new(module);
         for definition in &module.jobs {
             if let Some(holder) = self.jobs.get(&definition.name) {
                 let reason = format!(
                     "the job `{}` is served by `{}` already; remove it from one of the two",
-                    printable(&definition.name),
+                    definition.name,
                     holder.module.path.display()
                 );
-                warn!(module = %module.version.name, "`{}`: {reason}", module.path.display());
-                self.refused.push(Refused { path: module.path.clone(), reason });
+                let job = Some(definition.name.clone());
+                self.refused.push(Refused { path: module.path.clone(), job, reason });
                 continue;
             }
             let served = Served { module: module.clone(), definition: definition.clone() };
             self.jobs.insert(definition.name.clone(), served);
         }
-        let names: Vec<&str> = module.jobs.iter().map(|job| job.name.as_str()).collect();
-        info!(
-            module = %module.version.name, module.digest = %module.version.digest,
-            "module `{}` serves {}", module.version.name, printable(&names.join(", "))
-        );
-        self.modules.push(module);
-    }
-
-    fn refuse(&mut self, path: PathBuf, error: &LoadError) {
-        let reason = chain(error);
-        warn!(module = %load::module_name(&path), "refused a module: {}", printable(&reason));
-        self.refused.push(Refused { path, reason });
+        self.modules.push(module.clone());
+        module
     }
 }
 

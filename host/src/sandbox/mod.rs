@@ -4,10 +4,14 @@
 //! so that what `set-up` keeps is there in `tear-down`. Whether the job runs again is decided
 //! before `on-failure` is called, which is told so.
 
+pub mod address;
 mod attempt;
 pub mod bindings;
 pub mod context;
+mod cpu;
 mod engine;
+mod failure;
+pub mod grants;
 mod imports;
 pub mod limits;
 
@@ -23,10 +27,12 @@ use crate::outcome::{Outcome, Stage};
 use crate::retry::{self, RetryPolicy, Settlement};
 use crate::sender::Sender;
 use crate::store::enqueue::NewJob;
-use attempt::{Attempt, died};
+use attempt::Attempt;
 use bindings::sqjobs::job::types as wit;
 use bindings::{JobModule, JobModulePre};
 use context::{AttemptContext, AttemptLabel, Progress, Said};
+use failure::died;
+use grants::Grants;
 use limits::Limits;
 
 pub use engine::TICK;
@@ -41,6 +47,14 @@ pub type Prepared = JobModulePre<AttemptContext>;
 pub struct Sandbox {
     engine: engine::RunningEngine,
     linker: Linker<AttemptContext>,
+}
+
+/// An engine for a process that compiles modules and runs none.
+///
+/// # Errors
+/// The address space that even this one reserves can't be had.
+pub fn compiling_engine() -> wasmtime::Result<Engine> {
+    engine::compiling()
 }
 
 /// One attempt to be run.
@@ -72,6 +86,8 @@ pub struct Call {
     pub kwargs: String,
     /// What the attempt may use.
     pub limits: Limits,
+    /// What the attempt may reach.
+    pub grants: Arc<Grants>,
     /// What happens after a failure.
     pub policy: RetryPolicy,
 }
@@ -144,6 +160,7 @@ impl Sandbox {
         let engine = engine::RunningEngine::start(concurrency).map_err(failed)?;
         let mut linker = Linker::new(&engine.engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut linker).map_err(failed)?;
+        wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker).map_err(failed)?;
         JobModule::add_to_linker::<_, wasmtime::component::HasSelf<_>>(&mut linker, |data| data)
             .map_err(failed)?;
         Ok(Self { engine, linker })
@@ -164,15 +181,20 @@ impl Sandbox {
         JobModulePre::new(pre)
     }
 
-    /// Asks a module which jobs it holds, with nothing granted and under a short deadline.
+    /// Asks a module which jobs it holds, with nothing granted, within these limits and under a
+    /// short deadline.
     ///
     /// # Errors
     /// The guest trapped, or took too long, and why.
-    pub async fn describe(&self, module: &Prepared) -> Result<wit::ModuleDescription, String> {
+    pub async fn describe(
+        &self,
+        module: &Prepared,
+        limits: Limits,
+    ) -> Result<wit::ModuleDescription, String> {
         let said = Arc::new(Mutex::new(Said::default()));
         let label = Arc::new(AttemptLabel { job: "describe".into(), ..AttemptLabel::default() });
-        let context =
-            AttemptContext::new(label, Limits::default(), said.clone(), watch::channel(None).0);
+        let progress = watch::channel(None).0;
+        let context = AttemptContext::new(label, limits, Arc::default(), said.clone(), progress)?;
         let mut store = self.store(context);
         let described = tokio::time::timeout(DESCRIBE_DEADLINE, async {
             let instance = module.instantiate_async(&mut store).await?;
@@ -181,7 +203,7 @@ impl Sandbox {
         .await;
         match described {
             Ok(Ok(description)) => Ok(description),
-            Ok(Err(error)) => Err(died(&error, Stage::Begin, &said, None).message),
+            Ok(Err(error)) => Err(died(&error, Stage::Begin, store.data()).message),
             Err(_) => Err(format!("took longer than {} s", DESCRIBE_DEADLINE.as_secs())),
         }
     }
@@ -242,7 +264,10 @@ impl Sandbox {
     }
 
     fn store(&self, context: AttemptContext) -> WasmStore<AttemptContext> {
+        let limits = context.limits;
         let mut store = WasmStore::new(self.engine(), context);
+        store.set_hostcall_fuel(limits.host_memory_bytes);
+        store.set_max_component_handles(limits.handles);
         store.limiter(|context| &mut context.memory);
         // A busy guest yields its thread at each tick; the timeout around it ends it.
         store.set_epoch_deadline(1);

@@ -153,6 +153,11 @@ impl Store {
         let mut begun = Vec::new();
         for request in requests {
             let row = known.get_mut(&request.job.id).ok_or(sqlx::Error::RowNotFound)?;
+            if row.is_owned_by(&request.token) {
+                // Committed before, and the answer was lost.
+                answers.push(Claim::Begun(row.begun()));
+                continue;
+            }
             if revives(row, request) {
                 self.revive(&mut write, &row.id).await?;
                 row.revive();
@@ -203,6 +208,29 @@ impl Store {
         .fetch_optional(&mut *write.tx)
         .await?;
         Ok(ahead.is_some())
+    }
+
+    /// Ends the claim of an attempt that stores nothing, since its lease was lost: the job waits
+    /// again, and its next delivery need not wait for the end of this worker. The attempt is not
+    /// counted; one that does not own the job changes nothing.
+    ///
+    /// # Errors
+    /// The database failed: the claim lives until its worker ends.
+    pub async fn let_go(&self, job_id: &str, token: &str) -> Result<(), StoreError> {
+        self.within("let a job go", async {
+            let mut write = self.begin().await?;
+            for statement in [
+                "UPDATE {p}attempts SET outcome = 'lease-lost', finished_at = {now} \
+                 WHERE job_id = $1 AND token = $2 AND outcome = 'running'",
+                "UPDATE {p}jobs SET status = 'PENDING', token = NULL, alone = 0, updated_at = {now} \
+                 WHERE id = $1 AND token = $2",
+            ] {
+                let query = sqlx::query(self.sql(statement)).bind(job_id.to_owned());
+                query.bind(token.to_owned()).execute(&mut *write.tx).await?;
+            }
+            write.tx.commit().await
+        })
+        .await
     }
 
     /// Has a job that was given up wait again, as one that was never tried.
@@ -296,6 +324,7 @@ struct JobRow {
     name: String,
     fingerprint: String,
     status: String,
+    token: Option<String>,
     attempts: i64,
     spent: i64,
     crashes: i64,
@@ -320,6 +349,7 @@ impl JobRow {
             name: row.try_get("name")?,
             fingerprint: row.try_get("fingerprint")?,
             status: row.try_get("status")?,
+            token: row.try_get("token")?,
             attempts: row.try_get("attempts")?,
             spent: row.try_get("spent")?,
             crashes: row.try_get("crashes")?,
@@ -337,6 +367,22 @@ impl JobRow {
 }
 
 impl JobRow {
+    fn is_owned_by(&self, token: &str) -> bool {
+        self.status == "RUNNING" && self.token.as_deref() == Some(token)
+    }
+
+    /// The attempt that owns the row.
+    fn begun(&self) -> Begun {
+        Begun {
+            attempt: count(self.attempts),
+            spent: count(self.spent),
+            crashes: count(self.crashes),
+            enqueued_at: Timestamp(self.enqueued_at),
+            schedule: self.schedule.clone().zip(self.fire_time.map(Timestamp)),
+            generation: count(self.generation),
+        }
+    }
+
     /// As [`Store::revive`] has left it.
     fn revive(&mut self) {
         self.status = "PENDING".into();
@@ -375,7 +421,6 @@ fn decide(row: &JobRow, request: &ClaimRequest, now: i64) -> (Claim, bool) {
         },
         _ => return (Claim::Finished(row.status.clone()), false),
     };
-    let count = |number: i64| u32::try_from(number).unwrap_or(0);
     let crashes = count(row.crashes).saturating_add(u32::from(took_over));
     if took_over && row.is_alone {
         let reason = format!(
@@ -387,15 +432,12 @@ fn decide(row: &JobRow, request: &ClaimRequest, now: i64) -> (Claim, bool) {
     if crashes >= MAX_CRASHES && !request.is_alone {
         return (Claim::OnlyAlone, false);
     }
-    let begun = Begun {
-        attempt: count(row.attempts).saturating_add(1),
-        spent: count(row.spent),
-        crashes,
-        enqueued_at: Timestamp(row.enqueued_at),
-        schedule: row.schedule.clone().zip(row.fire_time.map(Timestamp)),
-        generation: count(row.generation),
-    };
-    (Claim::Begun(begun), took_over)
+    let attempt = count(row.attempts).saturating_add(1);
+    (Claim::Begun(Begun { attempt, crashes, ..row.begun() }), took_over)
+}
+
+fn count(number: i64) -> u32 {
+    u32::try_from(number).unwrap_or(0)
 }
 
 fn wait(ms: i64) -> Duration {

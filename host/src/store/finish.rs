@@ -102,7 +102,8 @@ pub struct FinishRequest {
 
 impl Store {
     /// Stores a group of outcomes in one transaction; tells for each whether it was stored.
-    /// `false` means that another attempt owns the job.
+    /// `false` means that another attempt owns the job. An outcome that was stored before, by a
+    /// call whose answer was lost, is told as stored, and nothing of it is done twice.
     ///
     /// # Errors
     /// The database failed or refused a row; nothing of the group is stored.
@@ -145,8 +146,12 @@ impl Store {
             }
             failpoint::reach("outcome-written", &request.job.name);
         }
+        let others: Vec<&FinishRequest> =
+            requests.iter().filter(|request| !stored.contains(&request.token)).collect();
+        let before = self.stored_before(&mut write, &others).await?;
         write.tx.commit().await?;
-        Ok(requests.iter().map(|request| stored.contains(&request.token)).collect())
+        let is_stored = |token| stored.contains(token) || before.contains(token);
+        Ok(requests.iter().map(|request| is_stored(&request.token)).collect())
     }
 
     /// Writes the first row of a job that ran without one, owned by its attempt. When another
@@ -202,6 +207,29 @@ impl Store {
             .await?;
         }
         Ok(())
+    }
+
+    /// The tokens of those requests whose outcome was stored by an earlier call.
+    async fn stored_before(
+        &self,
+        write: &mut Write,
+        requests: &[&FinishRequest],
+    ) -> Result<std::collections::HashSet<String>, sqlx::Error> {
+        let mut found = std::collections::HashSet::new();
+        for request in requests {
+            let stored: Option<i64> = sqlx::query_scalar(self.sql(
+                "SELECT number FROM {p}attempts WHERE job_id = $1 AND token = $2 AND outcome = $3",
+            ))
+            .bind(&request.job.id)
+            .bind(&request.token)
+            .bind(request.outcome)
+            .fetch_optional(&mut *write.tx)
+            .await?;
+            if stored.is_some() {
+                found.insert(request.token.clone());
+            }
+        }
+        Ok(found)
     }
 
     /// Moves the jobs' rows to their endings; returns the tokens that owned theirs.

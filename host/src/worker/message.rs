@@ -110,6 +110,27 @@ impl Message<'_> {
         None
     }
 
+    /// Ends the claim of an attempt whose lease was lost: it would live as long as this worker,
+    /// and hold the job's next deliveries off. Called until the database answers; a worker that
+    /// stops need not, since its claims end with its row.
+    pub(super) async fn let_go(&self, job_id: &str, token: &str) {
+        let mut backoff = Backoff::default();
+        loop {
+            match self.worker.store.let_go(job_id, token).await {
+                Ok(()) => return self.worker.database_outage.over(),
+                Err(error) if error.is_transient() && !self.worker.stopping.is_cancelled() => {
+                    self.worker.database_outage.note(&error);
+                    tokio::time::sleep(backoff.next()).await;
+                }
+                Err(error) => {
+                    let id = printable(job_id);
+                    warn!(job.id = %id, "job {id} waits for this worker's end: {}", chain(&error));
+                    return;
+                }
+            }
+        }
+    }
+
     /// What the dead list keeps of the message.
     pub(super) fn dead(&self, kind: DeadKind, job: Option<&Job>, reason: &str) -> DeadMessage {
         let delivery = &self.delivery;

@@ -60,11 +60,15 @@ pub(super) async fn process(held: Message<'_>, lease: Lease, slot: Slot) -> Sett
     let execution = held.run(&lease, &served, &call, &attempt).await;
     if execution.outcome == Outcome::LeaseLost {
         warn!(job.id = %printable(&job.id), attempt = call.attempt, "job {} lost its lease; nothing of this attempt is stored", printable(&job.id));
+        held.let_go(&job.id, &attempt.token).await;
         return Settled::Stays;
     }
     failpoint::reach("storing", &job.name);
     let is_parked = execution.settlement.wait().is_some_and(|wait| held.must_park(wait));
     let is_stored = held.store(&lease, &job, &served, &call, &attempt, &execution, is_parked).await;
+    if is_stored.is_none() {
+        held.let_go(&job.id, &attempt.token).await;
+    }
     drop((slot, attempt));
     match is_stored {
         Some(true) => {}
@@ -148,7 +152,11 @@ impl Message<'_> {
                 self.begin_alone(lease, job, served, token).await
             }
             Some(claim) => Beginning::Refused(Refusal::Claim(claim)),
-            None => Beginning::LeaseLost,
+            None => {
+                // It may have been made all the same, and its answer lost.
+                self.let_go(&job.id, &token).await;
+                Beginning::LeaseLost
+            }
         }
     }
 
@@ -175,7 +183,11 @@ impl Message<'_> {
                 Beginning::Begun(Attempt { token, begun: Some(begun), _turn: turn })
             }
             Some(claim) => Beginning::Refused(Refusal::Claim(claim)),
-            None => Beginning::LeaseLost,
+            None => {
+                // It may have been made all the same, and its answer lost.
+                self.let_go(&job.id, &token).await;
+                Beginning::LeaseLost
+            }
         }
     }
 
@@ -270,7 +282,8 @@ impl Message<'_> {
             generation: begun.map_or(0, |begun| begun.generation),
             args: job.args.clone(),
             kwargs: job.kwargs.clone(),
-            limits: config.limits(&served.definition),
+            limits: config.limits(&served.module.version.name, &served.definition),
+            grants: config.grants(served.module.source(), &job.name),
             policy: config.policy(&served.definition),
         }
     }

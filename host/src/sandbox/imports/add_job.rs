@@ -63,10 +63,10 @@ impl AttemptContext {
             return Err(invalid(format!("the delay is over the limit of {days} days")));
         }
         let queue = request.queue.unwrap_or_else(|| self.label.queue.clone());
-        if queue != self.label.queue {
+        if queue != self.label.queue && !self.grants.allows_add(&queue, &request.name) {
             return Err(Error::Denied(format!(
-                "queue `{queue}` is not the job's own (`{}`)",
-                self.label.queue
+                "queue `{queue}` is not the job's own (`{}`); to grant it, add `{queue}` to `add-job-queues`, or `{}` to `add-job-names`, in {}",
+                self.label.queue, request.name, self.grants.place
             )));
         }
         let generation = self.label.generation.saturating_add(1);

@@ -24,6 +24,9 @@ impl Host for AttemptContext {
         fields: Vec<(String, String)>,
     ) -> wasmtime::Result<()> {
         failpoint::reach("logging", &self.label.job);
+        if target != PANIC && self.is_silenced() {
+            return Ok(()); // a flood costs no more than the call itself
+        }
         let mut line = message;
         for (key, value) in fields {
             line.push_str(&format!(" {key}={value}"));
@@ -31,7 +34,7 @@ impl Host for AttemptContext {
                 break;
             }
         }
-        let line = cut(line, MAX_LINE_BYTES);
+        let line = cut(self.grants.redacted(line), MAX_LINE_BYTES);
         let (name, text) = (level_name(level), printable_block(&line));
         let is_kept = {
             let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
@@ -42,7 +45,7 @@ impl Host for AttemptContext {
         };
         // Without a job's id it is `describe` that speaks: its error will say so.
         if is_kept && !self.label.job_id.is_empty() {
-            let label = &self.label;
+            let (label, target) = (&self.label, self.grants.redact(&target));
             macro_rules! tell {
                 ($event:ident) => {
                     $event!(
@@ -64,6 +67,13 @@ impl Host for AttemptContext {
             }
         }
         Ok(())
+    }
+}
+
+impl AttemptContext {
+    /// Whether the attempt has said all that it may.
+    fn is_silenced(&self) -> bool {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner).is_full
     }
 }
 
