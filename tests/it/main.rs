@@ -56,6 +56,7 @@ mod outbox_door;
 mod output;
 mod periodic;
 mod periodic_next;
+mod periodic_store;
 mod shutdown;
 mod slots;
 mod store_contract;
