@@ -96,3 +96,55 @@ on_every_pair! {
         });
     }
 }
+
+/// Starts `add` and has it killed once its message is sent and not noted.
+fn add_and_die(setup: &Setup, queue: &str, job: &[&str]) -> String {
+    let id = servers::unique("job");
+    let args = [&["add", "--queue", queue, "--group", "g", "--id", &id], job].concat();
+    let mut command = setup.project.command(&args);
+    command.env(sqjobs::failpoint::VARIABLE, "outbox-sent=kill");
+    assert_eq!(support::Output::of(command).code, None, "killed by a signal");
+    id
+}
+
+/// SQS drops a second send under one deduplication id for five minutes.
+#[test]
+fn a_job_that_is_parked_before_its_first_send_was_noted_is_sent_again_all_the_same() {
+    for pair in [Pair::SqliteSqs, Pair::PostgresSqs] {
+        let setup = Setup::new(pair, &["outcomes"]);
+        setup.project.write("sqjobs.toml", "[defaults]\ninitial-backoff = \"200ms\"\n");
+        let (queue, dead) = fifo(&setup, Some(1));
+        let first = add_and_die(&setup, &queue, &["fail_until", "2"]);
+        let second = add(&setup, &queue, "g", &["counter"]);
+        let _worker = setup.project.worker(&[queue.as_str(), "--lease", "5s"]);
+        let rows = [&first, &second].map(|id| setup.wait_for_status(id, "SUCCESS"));
+        assert_in_order(&rows);
+        assert!(dead.is_none_or(|dead| dead.depth() == [0, 0, 0]));
+    }
+}
+
+/// The worker dies at the job's last receipt, so the queue itself moves the message.
+#[test]
+fn a_job_whose_message_is_gone_does_not_hold_its_group_up() {
+    for pair in [Pair::SqliteSqs, Pair::PostgresSqs] {
+        let setup = Setup::new(pair, &["outcomes"]);
+        setup.project.write("sqjobs.toml", "[defaults]\ninitial-backoff = \"200ms\"\n");
+        let (queue, dead) = fifo(&setup, Some(1));
+        let first = add(&setup, &queue, "g", &["fail_then_sleep", "60000"]);
+        let mut worker = setup.project.worker(&[queue.as_str(), "--lease", "5s"]);
+        let _ = setup.wait_for_row(&first, "a second attempt", |row| {
+            row.number("attempts") == 2 && row.text("status") == "RUNNING"
+        });
+        worker.kill();
+        let dead = dead.unwrap();
+        let queue_of = SqsQueue::existing(&queue);
+        wait::until_true("the queue to move the message", || {
+            let _ = queue_of.receive(0);
+            dead.depth()[0] == 1
+        });
+        let second = add(&setup, &queue, "g", &["counter"]);
+        let _worker = setup.project.worker(&[queue.as_str(), "--lease", "5s"]);
+        let _ = setup.wait_for_status(&second, "SUCCESS");
+        assert_eq!(setup.status(&first).unwrap().text("error_kind"), "lost");
+    }
+}

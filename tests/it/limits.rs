@@ -63,6 +63,37 @@ fn a_retry_that_would_outlive_its_message_is_parked() {
     }
 }
 
+/// A deploy may come later than the queue keeps the message.
+#[test]
+fn a_job_that_nobody_holds_yet_outlives_its_message() {
+    let setup = Setup::new(Pair::SqliteSqs, &[]);
+    let queue = SqsQueue::create(&servers::unique("short"), &[("MessageRetentionPeriod", "60")]);
+    queue.send(r#"{"id": "early", "name": "counter"}"#);
+    let mut first = setup.project.worker(&[&queue.name]);
+    first.wait_for_line(&["no module holds the job `counter`"]);
+    wait::until_true("an empty queue", || queue.depth() == [0, 0, 0]);
+    assert_eq!(setup.status("early").unwrap().text("status"), "PENDING");
+    assert_eq!(first.terminate(), Some(0));
+    setup.project.deploy("outcomes");
+    let _second = setup.project.worker(&[&queue.name]);
+    let _ = setup.wait_for_status("early", "SUCCESS");
+}
+
+/// What a service hands to a caller that has hung up comes back late, and counted.
+#[test]
+fn an_idle_worker_leaves_no_receive_behind() {
+    let setup = Setup::new(Pair::SqliteSqs, &["outcomes"]);
+    let (queue, dead) = redriven(1, &[]);
+    let mut first = setup.project.worker(&[queue.name.as_str(), "--grace", "25s"]);
+    first.wait_until_ready();
+    assert_eq!(first.terminate(), Some(0));
+    let added = setup.run(&["add", "--queue", &queue.name, "counter"]).ok();
+    let _second = setup.project.worker(&[&queue.name]);
+    let row = setup.wait_for_status(added.line(), "SUCCESS");
+    assert_eq!(row.number("attempts"), 1);
+    assert_eq!(dead.depth(), [0, 0, 0]);
+}
+
 /// Types and all: what a sender put beside the body is there again after the parking.
 #[test]
 fn what_is_sent_again_carries_the_attributes_and_the_group_of_its_message() {

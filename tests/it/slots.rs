@@ -89,6 +89,24 @@ on_every_pair! {
         assert!(before <= 1, "{before} jobs of the later queue came before the last of the earlier");
     }
 
+    /// Slots that become free while the earlier queue is asked are not the later one's.
+    fn strict_order_holds_with_several_slots(pair) {
+        let setup = Setup::new(pair, &["outcomes"]);
+        let late = setup.another_queue();
+        let low = add_sleeps(&setup, &late, 16, "150");
+        let high = add_sleeps(&setup, &setup.queue, 24, "150");
+        let args = [setup.queue.as_str(), late.as_str(), "--strict", "--concurrency", "4"];
+        let _worker = setup.project.worker(&args);
+        for id in low.iter().chain(&high) {
+            let _ = setup.wait_for_status(id, "SUCCESS");
+        }
+        let rows = rows(&setup);
+        let last = high.iter().map(|id| rows[id].text("started_at")).max().unwrap();
+        let before = low.iter().filter(|id| rows[*id].text("started_at") < last).count();
+        // Both queues are asked for the first time at once, when nothing is known of either.
+        assert!(before <= 4, "{before} jobs of the later queue came before the last of the earlier");
+    }
+
     fn busy_queues_share_the_slots_by_weight(pair) {
         let setup = Setup::new(pair, &["outcomes"]);
         let light = setup.another_queue();

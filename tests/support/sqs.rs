@@ -60,6 +60,16 @@ impl SqsQueue {
         Self::create(&servers::unique("queue"), &[])
     }
 
+    /// A queue that exists.
+    ///
+    /// # Panics
+    /// It does not.
+    #[must_use]
+    pub fn existing(name: &str) -> Self {
+        let call = CLIENT.get_queue_url().queue_name(name).send();
+        Self { name: name.to_owned(), url: RUNTIME.block_on(call).unwrap().queue_url.unwrap() }
+    }
+
     /// Sends a body as it is, and returns the message's id.
     ///
     /// # Panics

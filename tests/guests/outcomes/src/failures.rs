@@ -57,6 +57,22 @@ impl Job for FailUntil {
     }
 }
 
+/// `fail_then_sleep MILLISECONDS`: fails in its first attempt and sleeps in the others.
+#[derive(Default)]
+pub(crate) struct FailThenSleep;
+
+impl Job for FailThenSleep {
+    const NAME: &str = "fail_then_sleep";
+
+    fn run(&mut self, call: &Call) -> Result<impl Serialize> {
+        if call.attempt() == 1 {
+            return Err(Failure::transient("the first attempt"));
+        }
+        std::thread::sleep(Duration::from_millis(call.arg(0)?));
+        Ok(())
+    }
+}
+
 /// `fail_in STAGE...`: fails in the stages it is told, each with a message that names it, and
 /// permanently if the named argument `permanent` is true.
 #[derive(Default)]

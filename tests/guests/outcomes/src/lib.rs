@@ -13,7 +13,9 @@ mod traps;
 
 use children::{AddChildren, ProgressJob};
 use effects::{Effect, UnrecordedEffect};
-use failures::{FailIn, FailPermanent, FailRetryAfter, FailTransient, FailUntil, NulError};
+use failures::{
+    FailIn, FailPermanent, FailRetryAfter, FailThenSleep, FailTransient, FailUntil, NulError,
+};
 use look_around::LookAround;
 use options::{Described, Hurried, SlowUnrecorded, Unrecorded};
 use resources::{Allocate, Print, SleepMs, Spin};
@@ -33,6 +35,7 @@ sqjobs_sdk::export!(
     FailIn,
     FailPermanent,
     FailRetryAfter,
+    FailThenSleep,
     FailTransient,
     FailUntil,
     Hurried,
