@@ -17,7 +17,7 @@
 //!
 //! # A module file
 //!
-//! - A. [`registry`]: finds the files of the jobs folders.
+//! - A. [`registry::watch`]: file events to settled paths; [`registry::deploy`] carries each through B to D.
 //! - B. [`registry::load`]: read, digest, check against the world, compile, ask what it holds.
 //! - C. [`registry::cache`]: compiled code on disk.
 //! - D. [`registry`]: one atomic store makes it current.

@@ -6,6 +6,7 @@
 //! - [`worker`]: a worker process, its log lines and its signals.
 //! - [`setup`]: the pairs of database and broker that everything has to work on.
 //! - [`sqs`]: the SQS server spoken to directly, past the host.
+//! - [`versions`]: versions of one module, made without a compiler.
 //! - [`proxy`]: an SQS server that misbehaves by a seed.
 //! - [`wait`]: conditions awaited with a deadline, so that no test sleeps.
 //!
@@ -22,6 +23,7 @@ pub mod proxy;
 pub mod servers;
 pub mod setup;
 pub mod sqs;
+pub mod versions;
 pub mod wait;
 pub mod worker;
 

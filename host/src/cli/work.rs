@@ -7,8 +7,8 @@ use tracing::{info, warn};
 
 use super::{Usage, migrate, open_broker, open_store};
 use crate::config::{BrokerKind, Config};
-use crate::registry::Registry;
 use crate::registry::cache::Cache;
+use crate::registry::deploy::Deployer;
 use crate::registry::load::Loader;
 use crate::sandbox::Sandbox;
 use crate::store::Store;
@@ -56,12 +56,13 @@ pub(super) async fn worker(config: Arc<Config>, arguments: &WorkerArguments) -> 
     };
     let sandbox = Arc::new(Sandbox::new(config.concurrency)?);
     let loader = Loader::new(sandbox.clone(), Cache::new(Some(&config.cache_dir())));
-    let registry = Arc::new(Registry::load(&loader, &config.jobs_dirs).await?);
+    let deployer = Deployer::start(loader, config.clone(), store.clone()).await?;
+    let registry = deployer.registry();
     if registry.snapshot().jobs.is_empty() {
         let folders: Vec<_> =
             config.jobs_dirs.iter().map(|folder| folder.display().to_string()).collect();
         warn!(
-            "no job is deployed in {}; messages go back with a growing delay",
+            "no job is deployed in {}; messages go back with a growing delay until one is",
             folders.join(", ")
         );
     }
@@ -73,9 +74,10 @@ pub(super) async fn worker(config: Arc<Config>, arguments: &WorkerArguments) -> 
         registry,
         sandbox,
         &queues,
-        stopping,
+        stopping.clone(),
     )
     .await?;
+    let deploying = tokio::spawn(deployer.run(stopping));
     info!(
         concurrency = config.concurrency,
         "ready: polling {} on {}",
@@ -83,6 +85,7 @@ pub(super) async fn worker(config: Arc<Config>, arguments: &WorkerArguments) -> 
         broker.label()
     );
     worker.run().await;
+    deploying.abort();
     store.close().await;
     info!("stopped");
     Ok(())

@@ -1,6 +1,7 @@
 //! One typed [`Config`]: defaults < `sqjobs.toml` < `SQJOBS_*` < flags. Reports every fault at
 //! once.
 
+mod deploy;
 mod read;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,8 @@ use crate::retry::RetryPolicy;
 use crate::sandbox::limits::Limits;
 use crate::store::Database;
 use crate::text::nearest;
+use deploy::deploy_settings;
+pub use deploy::{DeploySettings, Removal};
 use read::{Place, Reader};
 
 /// The file that is looked for in the working folder and the ones above.
@@ -119,6 +122,8 @@ pub struct Config {
     pub jobs: BTreeMap<String, JobSettings>,
     /// By queue name.
     pub queues: BTreeMap<String, QueueSettings>,
+    /// How module files are deployed.
+    pub deploy: DeploySettings,
     database: DatabaseChoice,
     aws_endpoint: Option<&'static str>,
 }
@@ -130,7 +135,7 @@ enum DatabaseChoice {
 }
 
 /// The settings that have a flag, an environment variable and a key, with what each is for.
-const SETTINGS: [&str; 16] = [
+const SETTINGS: [&str; 17] = [
     "database",
     "database-password-file",
     "schema",
@@ -147,6 +152,7 @@ const SETTINGS: [&str; 16] = [
     "defaults",
     "jobs",
     "queues",
+    "deploy",
 ];
 
 impl Config {
@@ -218,6 +224,8 @@ impl Config {
             queues.insert(name, QueueSettings { concurrency });
             reader.faults.append(&mut place.faults);
         }
+        let (deploy, mut faults) = deploy_settings(&mut reader.table("deploy"));
+        reader.faults.append(&mut faults);
         let (defaults, mut faults) = defaults;
         reader.faults.append(&mut faults);
         let aws_endpoint = ["AWS_ENDPOINT_URL_SQS", "AWS_ENDPOINT_URL"]
@@ -238,6 +246,7 @@ impl Config {
             defaults,
             jobs,
             queues,
+            deploy,
             database,
             aws_endpoint,
         }

@@ -41,6 +41,8 @@ pub enum LoadError {
     Read { path: PathBuf, source: std::io::Error },
     #[error("`{}` is not a regular file", path.display())]
     NotAFile { path: PathBuf },
+    #[error("`{}` is written to all the time; move a finished file into its place", path.display())]
+    Changing { path: PathBuf },
     #[error("`{}` has {size} bytes; a module has at most {MAX_MODULE_BYTES}", path.display())]
     TooLarge { path: PathBuf, size: u64 },
     #[error(
@@ -176,7 +178,13 @@ fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
     }
     let mut bytes = Vec::new();
     let file = std::fs::File::open(path).map_err(failed)?;
-    file.take(MAX_MODULE_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+    let before = file.metadata().map_err(failed)?;
+    (&file).take(MAX_MODULE_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+    // A mix of two versions must not be taken for one.
+    let after = file.metadata().map_err(failed)?;
+    if (before.len(), before.modified().ok()) != (after.len(), after.modified().ok()) {
+        return Err(LoadError::Changing { path: path.into() });
+    }
     let size = bytes.len() as u64;
     if size > MAX_MODULE_BYTES {
         return Err(LoadError::TooLarge { path: path.into(), size: found.len() });

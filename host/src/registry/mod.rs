@@ -1,56 +1,36 @@
 //! Path 1, step 5, and path 2, step D: job name to the module that serves it.
 //!
 //! Readers take a snapshot; a change is one atomic store of a new one. An attempt keeps the
-//! module that it began with, whatever is deployed meanwhile.
+//! module that it began with, whatever is deployed meanwhile; a module that nothing serves and
+//! no attempt runs is freed.
 
 pub mod cache;
 pub mod definition;
+pub mod deploy;
 pub mod load;
+mod settle;
+mod snapshot;
+pub mod watch;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::outage::chain;
 use crate::text::printable;
-use definition::Definition;
-use load::{LoadError, Loader, Module};
-
-/// A job that can be run.
-#[derive(Clone)]
-pub struct Served {
-    /// The module that holds it.
-    pub module: Arc<Module>,
-    /// What the module says of it.
-    pub definition: Definition,
-}
-
-/// A file, or a job in it, that does not serve.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refused {
-    /// The file.
-    pub path: PathBuf,
-    /// Why.
-    pub reason: String,
-}
-
-/// What is deployed at one moment.
-#[derive(Default)]
-pub struct Snapshot {
-    /// By job name.
-    pub jobs: BTreeMap<String, Served>,
-    /// The modules, in the order of their files' names.
-    pub modules: Vec<Arc<Module>>,
-    /// What does not serve, and why.
-    pub refused: Vec<Refused>,
-}
+use load::{Loader, Module, module_name};
+use snapshot::{Deployment, place};
+pub use snapshot::{Refused, Served, Snapshot};
 
 /// The modules of a host.
+#[derive(Default)]
 pub struct Registry {
     current: ArcSwap<Snapshot>,
+    /// What the snapshot is made from. Only those who change it wait for it.
+    deployment: Mutex<Deployment>,
 }
 
 /// A jobs folder can't be read.
@@ -64,28 +44,39 @@ pub struct FolderError {
     source: std::io::Error,
 }
 
+/// What a loaded module led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Swap {
+    /// It serves from now on.
+    Serves,
+    /// The same bytes served already.
+    Unchanged,
+    /// It can't serve; what served goes on.
+    Refused,
+}
+
 impl Registry {
     /// Loads all `*.wasm` of the folders. A bad file is refused, and the others serve.
     ///
     /// # Errors
     /// A folder can't be read.
     pub async fn load(loader: &Loader, folders: &[PathBuf]) -> Result<Self, FolderError> {
-        let mut snapshot = Snapshot::default();
+        let registry = Self::default();
         for path in files(folders)? {
             match loader.load(&path).await {
-                Ok(module) => snapshot.add(module),
-                Err(error) => snapshot.refuse(path, &error),
+                Ok(module) => drop(registry.put(module)),
+                Err(error) => registry.refuse(&path, chain(&error)),
             }
         }
-        Ok(Self { current: ArcSwap::from_pointee(snapshot) })
+        Ok(registry)
     }
 
     /// A registry of one module.
     #[must_use]
     pub fn of(module: Module) -> Self {
-        let mut snapshot = Snapshot::default();
-        snapshot.add(module);
-        Self { current: ArcSwap::from_pointee(snapshot) }
+        let registry = Self::default();
+        registry.put(module);
+        registry
     }
 
     /// The job's current module and definition.
@@ -99,58 +90,136 @@ impl Registry {
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.current.load_full()
     }
-}
 
-impl Snapshot {
-    fn add(&mut self, module: Module) {
+    /// Has a module serve in the place of what its file held before.
+    pub fn put(&self, module: Module) -> Swap {
         let module = Arc::new(module);
-        for definition in &module.jobs {
-            if let Some(holder) = self.jobs.get(&definition.name) {
-                let reason = format!(
-                    "the job `{}` is served by `{}` already; remove it from one of the two",
-                    printable(&definition.name),
-                    holder.module.path.display()
-                );
-                warn!(module = %module.version.name, "`{}`: {reason}", module.path.display());
-                self.refused.push(Refused { path: module.path.clone(), reason });
-                continue;
-            }
-            let served = Served { module: module.clone(), definition: definition.clone() };
-            self.jobs.insert(definition.name.clone(), served);
+        let mut deployment = self.deployment();
+        let name = &module.version.name;
+        let other = deployment.module(name).filter(|other| other.path != module.path);
+        if let Some(other) = other {
+            let reason = format!(
+                "the module `{}` is deployed from `{}` already; rename one of the two",
+                printable(name),
+                other.path.display()
+            );
+            drop(deployment);
+            self.refuse(&module.path, reason);
+            return Swap::Refused;
         }
+        let file = deployment.files.entry(place(&module.path)).or_default();
+        file.problem = None;
+        let before = file.serving.as_ref().map(|before| before.version.digest.clone());
+        if before.as_ref() == Some(&module.version.digest) {
+            self.publish(deployment);
+            return Swap::Unchanged;
+        }
+        file.serving = Some(module.clone());
+        let before =
+            before.map_or_else(String::new, |before| format!(" instead of {:.12}", before));
         let names: Vec<&str> = module.jobs.iter().map(|job| job.name.as_str()).collect();
+        let digest = &module.version.digest;
         info!(
-            module = %module.version.name, module.digest = %module.version.digest,
-            "module `{}` serves {}", module.version.name, printable(&names.join(", "))
+            module = %name, module.digest = %digest,
+            "module `{name}` serves {}{before}", printable(&names.join(", "))
         );
-        self.modules.push(module);
+        self.publish(deployment);
+        Swap::Serves
     }
 
-    fn refuse(&mut self, path: PathBuf, error: &LoadError) {
-        let reason = chain(error);
-        warn!(module = %load::module_name(&path), "refused a module: {}", printable(&reason));
-        self.refused.push(Refused { path, reason });
+    /// Notes why a file as it is now does not serve. What it held before goes on.
+    pub fn refuse(&self, path: &Path, reason: String) {
+        let mut deployment = self.deployment();
+        let file = deployment.files.entry(place(path)).or_default();
+        let still = match &file.serving {
+            Some(module) => format!("; {:.12} serves on", module.version.digest),
+            None => String::new(),
+        };
+        let text = format!("refused a module: {}{still}", printable(&reason));
+        if file.problem.as_ref() == Some(&reason) {
+            // A file that is written again and again says the same again and again.
+            debug!(module = %module_name(path), "{text}");
+        } else {
+            warn!(module = %module_name(path), "{text}");
+        }
+        file.problem = Some(reason);
+        self.publish(deployment);
+    }
+
+    /// Takes a file's module out of service. What runs goes on to its end.
+    pub fn remove(&self, path: &Path) {
+        let mut deployment = self.deployment();
+        let removed = deployment.files.remove(&place(path));
+        if let Some(module) = removed.and_then(|file| file.serving) {
+            info!(
+                module = %module.version.name, module.digest = %module.version.digest,
+                "module `{}` was removed; its jobs wait until a module holds them", module.version.name
+            );
+        }
+        self.publish(deployment);
+    }
+
+    /// Forgets why a removed file was refused; what it served before goes on. Tells whether it
+    /// did serve.
+    pub fn keep(&self, path: &Path) -> bool {
+        let mut deployment = self.deployment();
+        let key = place(path);
+        let serving = deployment.files.get_mut(&key).map(|file| {
+            file.problem = None;
+            file.serving.is_some()
+        });
+        if serving == Some(false) {
+            deployment.files.remove(&key);
+        }
+        self.publish(deployment);
+        serving == Some(true)
+    }
+
+    /// Who holds which job name: job to module.
+    #[must_use]
+    pub fn owners(&self) -> BTreeMap<String, String> {
+        self.deployment().owners.clone()
+    }
+
+    /// Sets who holds which job name, as others have settled it.
+    pub fn set_owners(&self, owners: BTreeMap<String, String>) {
+        let mut deployment = self.deployment();
+        deployment.owners = owners;
+        self.publish(deployment);
+    }
+
+    fn deployment(&self) -> MutexGuard<'_, Deployment> {
+        self.deployment.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a changed deployment current, and says which job names are refused by it.
+    fn publish(&self, mut deployment: MutexGuard<'_, Deployment>) {
+        let next = deployment.snapshot();
+        let before = self.current.load();
+        for refused in next.refused.iter().filter(|refused| refused.job.is_some()) {
+            if !before.refused.contains(refused) {
+                let module = module_name(&refused.path);
+                warn!(module = %module, "`{}`: {}", refused.path.display(), refused.reason);
+            }
+        }
+        self.current.store(Arc::new(next));
     }
 }
 
-/// All `*.wasm` of the folders, by file name, so that who serves a job name that two files claim
-/// does not depend on the file system's order.
+/// All `*.wasm` of the folders, in the order in which they claim job names.
 fn files(folders: &[PathBuf]) -> Result<Vec<PathBuf>, FolderError> {
     let mut files = Vec::new();
     for folder in folders {
         let failed = |source| FolderError { path: folder.clone(), source };
-        for entry in std::fs::read_dir(folder).map_err(failed)? {
-            let path = entry.map_err(failed)?.path();
-            if is_module_file(&path) {
-                files.push(path);
-            }
-        }
+        let found = watch::list(folder, is_module_file).map_err(failed)?;
+        files.extend(found.into_iter().map(|(path, _)| path));
     }
-    files.sort_by(|a, b| a.file_name().cmp(&b.file_name()).then_with(|| a.cmp(b)));
+    files.sort_by_cached_key(|path| place(path));
     Ok(files)
 }
 
-fn is_module_file(path: &Path) -> bool {
+/// Whether a file of a jobs folder is meant to be a module.
+pub(crate) fn is_module_file(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     name.ends_with(".wasm") && !name.starts_with('.')
 }

@@ -29,7 +29,6 @@ use crate::sender::Sender;
 use crate::store::claim::{Claim, ClaimRequest};
 use crate::store::finish::FinishRequest;
 use crate::store::group::Group;
-use crate::store::modules::DeployedJob;
 use crate::store::workers::WorkerRow;
 use crate::store::{Store, StoreError};
 use lease::Leases;
@@ -120,7 +119,7 @@ impl Worker {
             lease: config.lease,
         };
         store.renew_worker(&row).await?;
-        store.register_jobs(&deployed(&registry, &config)).await?;
+        store.register_jobs(&registry.snapshot().deployed_jobs(&config)).await?;
         let (claiming, finishing) = (store.clone(), store.clone());
         let shared = Shared {
             id,
@@ -174,19 +173,6 @@ impl Worker {
             warn!("the worker's row stays until its lease is over: {error}");
         }
     }
-}
-
-/// What the registry serves, as the database keeps it.
-fn deployed(registry: &Registry, config: &Config) -> Vec<DeployedJob> {
-    let snapshot = registry.snapshot();
-    let jobs = snapshot.jobs.values().map(|served| DeployedJob {
-        name: served.definition.name.clone(),
-        module: served.module.version.clone(),
-        queue: served.definition.queue.clone(),
-        records_result: config.records(&served.definition),
-        description: served.definition.to_json().to_string(),
-    });
-    jobs.collect()
 }
 
 /// Renews the worker's row, by which its claims live.

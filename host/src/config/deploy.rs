@@ -1,0 +1,43 @@
+//! The table `[deploy]`: how module files are watched, and what becomes of removed ones.
+
+use std::time::Duration;
+
+use super::read::Place;
+use crate::registry::watch::{WatchMode, WatchOptions};
+
+/// What becomes of the module of a removed file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Removal {
+    /// Its jobs wait: their messages return with a growing delay until a module holds them.
+    #[default]
+    Retire,
+    /// It serves until the host stops.
+    Keep,
+}
+
+/// How module files are deployed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DeploySettings {
+    /// How the jobs folders are watched.
+    pub watch: WatchOptions,
+    /// What becomes of the module of a removed file.
+    pub on_removal: Removal,
+}
+
+/// Reads the keys of `[deploy]`; returns also what is wrong with them.
+pub(super) fn deploy_settings(place: &mut Place) -> (DeploySettings, Vec<String>) {
+    place.check_keys(&["watch", "poll-interval", "rescan", "on-removal"]);
+    let default = DeploySettings::default();
+    let (least, most) = (Duration::from_millis(50), Duration::from_secs(3600));
+    let modes = [("events", WatchMode::Events), ("polling", WatchMode::Polling)];
+    let removals = [("retire", Removal::Retire), ("keep", Removal::Keep)];
+    let watch = WatchOptions {
+        mode: place.choice("watch", &modes).unwrap_or(default.watch.mode),
+        poll_interval: place
+            .duration("poll-interval", least, most)
+            .unwrap_or(default.watch.poll_interval),
+        rescan: place.duration("rescan", least, most).unwrap_or(default.watch.rescan),
+    };
+    let on_removal = place.choice("on-removal", &removals).unwrap_or(default.on_removal);
+    (DeploySettings { watch, on_removal }, std::mem::take(&mut place.faults))
+}
