@@ -4,12 +4,11 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::{Exit, Usage, open_broker, open_store, print, results};
+use super::{Exit, Usage, open_broker, open_cache, open_store, print, results};
 use crate::client::{Client, JobRequest, KnownJob};
 use crate::config::Config;
 use crate::json;
 use crate::registry::Registry;
-use crate::registry::cache::Cache;
 use crate::registry::load::Loader;
 use crate::sandbox::Sandbox;
 use crate::store::Store;
@@ -151,7 +150,7 @@ async fn known_job(
         return Ok(None);
     }
     let sandbox = Arc::new(Sandbox::new(1)?);
-    let loader = Loader::new(sandbox, Cache::new(Some(&config.cache_dir())));
+    let loader = Loader::new(sandbox, open_cache(config));
     let registry = Registry::load(&loader, &config.jobs_dirs).await?;
     Ok(registry.current(name).map(|served| KnownJob {
         queue: served.definition.queue.clone(),

@@ -23,6 +23,7 @@ use crate::broker::local::{LocalBroker, LocalOptions, Synchronous};
 use crate::broker::sqs::SqsBroker;
 use crate::config::{BrokerKind, Config, ConfigError, Flags, Output};
 use crate::outage::chain;
+use crate::registry::cache::Cache;
 use crate::store::{Dialect, Store};
 use crate::text::printable_block;
 
@@ -280,6 +281,12 @@ async fn open_broker(
             Arc::new(LocalBroker::open_with(&path, options).await?)
         }
     })
+}
+
+/// The cache of compiled code.
+fn open_cache(config: &Config) -> Cache {
+    let folder = config.cache_dir();
+    Cache::outside(Some(&folder), &config.jobs_dirs, config.deploy.cache_bytes)
 }
 
 fn is_json(config: &Config) -> bool {

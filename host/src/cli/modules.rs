@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 use serde_json::json;
 
-use super::{is_json, print};
+use super::{is_json, open_cache, print};
 use crate::config::Config;
 use crate::registry::Registry;
 use crate::registry::cache::Cache;
@@ -23,7 +23,7 @@ pub(super) struct InspectArguments {
 
 pub(super) async fn jobs(config: &Config) -> anyhow::Result<()> {
     let sandbox = Arc::new(Sandbox::new(1)?);
-    let loader = Loader::new(sandbox, Cache::new(Some(&config.cache_dir())));
+    let loader = Loader::new(sandbox, open_cache(config));
     // What was refused is said by the log, on standard error.
     let registry = Registry::load(&loader, &config.jobs_dirs).await?;
     let snapshot = registry.snapshot();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::enqueue::JobArguments;
-use super::{Usage, print};
+use super::{Usage, open_cache, print};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::eager::{Eager, EagerError};
@@ -55,7 +55,7 @@ pub(super) async fn run(config: Arc<Config>, arguments: &RunArguments) -> anyhow
         };
         (Registry::of(module), name)
     } else {
-        let loader = Loader::new(sandbox.clone(), Cache::new(Some(&config.cache_dir())));
+        let loader = Loader::new(sandbox.clone(), open_cache(&config));
         (Registry::load(&loader, &config.jobs_dirs).await?, arguments.what.clone())
     };
     let job = Job {

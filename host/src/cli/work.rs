@@ -5,9 +5,8 @@ use std::sync::Arc;
 use clap::Args;
 use tracing::{info, warn};
 
-use super::{Usage, migrate, open_broker, open_store};
+use super::{Usage, migrate, open_broker, open_cache, open_store};
 use crate::config::{BrokerKind, Config};
-use crate::registry::cache::Cache;
 use crate::registry::deploy::Deployer;
 use crate::registry::load::Loader;
 use crate::sandbox::Sandbox;
@@ -55,7 +54,7 @@ pub(super) async fn worker(config: Arc<Config>, arguments: &WorkerArguments) -> 
         open_store(&config, kind).await?
     };
     let sandbox = Arc::new(Sandbox::new(config.concurrency)?);
-    let loader = Loader::new(sandbox.clone(), Cache::new(Some(&config.cache_dir())));
+    let loader = Loader::new(sandbox.clone(), open_cache(&config));
     let deployer = Deployer::start(loader, config.clone(), store.clone()).await?;
     let registry = deployer.registry();
     if registry.snapshot().jobs.is_empty() {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::read::Place;
+use crate::registry::cache::DEFAULT_MAX_BYTES;
 use crate::registry::watch::{WatchMode, WatchOptions};
 
 /// What becomes of the module of a removed file.
@@ -16,17 +17,29 @@ pub enum Removal {
 }
 
 /// How module files are deployed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeploySettings {
     /// How the jobs folders are watched.
     pub watch: WatchOptions,
     /// What becomes of the module of a removed file.
     pub on_removal: Removal,
+    /// Most bytes of compiled code that are kept on disk.
+    pub cache_bytes: u64,
+}
+
+impl Default for DeploySettings {
+    fn default() -> Self {
+        Self {
+            watch: WatchOptions::default(),
+            on_removal: Removal::default(),
+            cache_bytes: DEFAULT_MAX_BYTES,
+        }
+    }
 }
 
 /// Reads the keys of `[deploy]`; returns also what is wrong with them.
 pub(super) fn deploy_settings(place: &mut Place) -> (DeploySettings, Vec<String>) {
-    place.check_keys(&["watch", "poll-interval", "rescan", "on-removal"]);
+    place.check_keys(&["watch", "poll-interval", "rescan", "on-removal", "cache-size"]);
     let default = DeploySettings::default();
     let (least, most) = (Duration::from_millis(50), Duration::from_secs(3600));
     let modes = [("events", WatchMode::Events), ("polling", WatchMode::Polling)];
@@ -39,5 +52,8 @@ pub(super) fn deploy_settings(place: &mut Place) -> (DeploySettings, Vec<String>
         rescan: place.duration("rescan", least, most).unwrap_or(default.watch.rescan),
     };
     let on_removal = place.choice("on-removal", &removals).unwrap_or(default.on_removal);
-    (DeploySettings { watch, on_removal }, std::mem::take(&mut place.faults))
+    let cache_bytes = place
+        .bytes("cache-size", 1 << 20, 1 << 40)
+        .map_or(default.cache_bytes, |bytes| bytes as u64);
+    (DeploySettings { watch, on_removal, cache_bytes }, std::mem::take(&mut place.faults))
 }
