@@ -160,3 +160,80 @@ fn a_database_password_may_come_from_a_file() {
     let missing = setup.run(&["list", "--database-password-file", "missing"]).exits(2);
     missing.is_a_sentence().says(&["missing"]);
 }
+
+/// The worker's own file, so that the commands of the tests are not bothered by its faults.
+const WORKER_FILE: &str = "worker.toml";
+
+fn worker_with(setup: &Setup, file: &str) -> WorkerProcess {
+    setup.project.write(WORKER_FILE, file);
+    let mut worker = setup.worker(&["--config", WORKER_FILE]);
+    worker.wait_until_ready();
+    worker
+}
+
+fn end_of_a_slow_job(setup: &Setup) -> String {
+    let id = setup.add(&["sleep_ms", "2000"]);
+    let row = setup.wait_for_row(&id, "an end", |row| {
+        ["SUCCESS", "FAILURE"].contains(&row.text("status").as_str())
+    });
+    row.text("status")
+}
+
+#[test]
+fn limits_are_read_again_when_the_file_changes_and_on_sighup() {
+    let setup = Setup::new(Pair::Embedded, &["outcomes"]);
+    let mut worker = worker_with(&setup, "");
+    assert_eq!(end_of_a_slow_job(&setup), "SUCCESS");
+    let short = "[jobs.sleep_ms]\ntimeout = \"50ms\"\nmax-attempts = 1\n";
+    setup.project.write(WORKER_FILE, short);
+    worker.wait_for_line(&["read the configuration again"]);
+    assert_eq!(end_of_a_slow_job(&setup), "FAILURE");
+    setup.project.write(WORKER_FILE, "");
+    worker.signal("HUP");
+    support::wait::until_true("the old limit", || end_of_a_slow_job(&setup) == "SUCCESS");
+    assert_eq!(worker.terminate(), Some(0));
+}
+
+#[test]
+fn a_faulty_file_leaves_the_old_settings_and_says_why() {
+    let setup = Setup::new(Pair::Embedded, &["outcomes"]);
+    let short = "[jobs.sleep_ms]\ntimeout = \"50ms\"\nmax-attempts = 1\n";
+    let mut worker = worker_with(&setup, short);
+    for (file, words) in [
+        ("[jobs.sleep_ms]\ntimeout = \"soon\"\n", ["timeout", "soon"]),
+        ("[jobs.sleep_ms\n", ["TOML", "the old one stays"]),
+    ] {
+        setup.project.write(WORKER_FILE, file);
+        worker.wait_for_line(&words);
+        assert_eq!(end_of_a_slow_job(&setup), "FAILURE");
+    }
+    std::fs::remove_file(setup.project.folder().join(WORKER_FILE)).unwrap();
+    worker.signal("HUP");
+    worker.wait_for_line(&["cannot read the configuration file"]);
+    assert_eq!(end_of_a_slow_job(&setup), "FAILURE");
+    assert_eq!(worker.terminate(), Some(0));
+}
+
+#[test]
+fn a_key_that_can_t_change_while_it_runs_says_that_it_needs_a_restart() {
+    let setup = Setup::new(Pair::Embedded, &["outcomes"]);
+    let mut worker = worker_with(&setup, "");
+    setup.project.write(WORKER_FILE, "lease = \"7s\"\nconcurrency = 3\n");
+    for key in ["`lease`", "`concurrency`"] {
+        worker.wait_for_line(&[key, "needs a restart"]);
+    }
+    assert_eq!(worker.terminate(), Some(0));
+}
+
+#[test]
+fn an_attempt_keeps_the_settings_that_it_began_with() {
+    let setup = Setup::new(Pair::Embedded, &["outcomes"]);
+    let mut worker = worker_with(&setup, "");
+    let id = setup.add(&["sleep_ms", "4000"]);
+    let _ = setup.wait_for_status(&id, "RUNNING");
+    setup.project.write(WORKER_FILE, "[jobs.sleep_ms]\ntimeout = \"50ms\"\nrecord = false\n");
+    worker.wait_for_line(&["read the configuration again"]);
+    let row = setup.wait_for_status(&id, "SUCCESS");
+    assert_eq!(row.number("attempts"), 1);
+    assert_eq!(worker.terminate(), Some(0));
+}

@@ -171,7 +171,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     let runtime = runtime.build().context("cannot start the runtime")?;
     let done = runtime.block_on(async {
         match arguments.command {
-            Command::Worker(arguments) => work::worker(config, &arguments).await,
+            Command::Worker(arguments) => work::worker(config, flags, &arguments).await,
             Command::Add(arguments) => enqueue::add(config, &arguments).await,
             Command::Run(arguments) => run::run(config, &arguments).await,
             Command::Status(arguments) => results::status(&config, &arguments).await,

@@ -6,7 +6,8 @@ use clap::Args;
 use tracing::{info, warn};
 
 use super::{Usage, migrate, open_broker, open_cache, open_store};
-use crate::config::{BrokerKind, Config};
+use crate::config::live::{Hangups, LiveConfig};
+use crate::config::{BrokerKind, Config, Flags};
 use crate::registry::deploy::Deployer;
 use crate::registry::load::Loader;
 use crate::sandbox::Sandbox;
@@ -23,7 +24,11 @@ pub(super) struct WorkerArguments {
     pub(super) migrate: bool,
 }
 
-pub(super) async fn worker(config: Arc<Config>, arguments: &WorkerArguments) -> anyhow::Result<()> {
+pub(super) async fn worker(
+    config: Arc<Config>,
+    flags: Flags,
+    arguments: &WorkerArguments,
+) -> anyhow::Result<()> {
     let mut queues = arguments.queues.clone();
     queues.sort();
     queues.dedup();
@@ -46,6 +51,8 @@ pub(super) async fn worker(config: Arc<Config>, arguments: &WorkerArguments) -> 
     );
     // Before anything is opened, so that no signal finds us without ears.
     let stopping = crate::shutdown::listen()?;
+    let hangups = Hangups::listen()?;
+    let live = Arc::new(LiveConfig::new(config.clone(), flags));
     let store = if config.migrate {
         let store = Store::open(&config.database(kind)).await?;
         migrate::bring_up(&store).await?;
@@ -55,7 +62,7 @@ pub(super) async fn worker(config: Arc<Config>, arguments: &WorkerArguments) -> 
     };
     let sandbox = Arc::new(Sandbox::new(config.concurrency)?);
     let loader = Loader::new(sandbox.clone(), open_cache(&config));
-    let deployer = Deployer::start(loader, config.clone(), store.clone()).await?;
+    let deployer = Deployer::start(loader, live.clone(), store.clone()).await?;
     let registry = deployer.registry();
     if registry.snapshot().jobs.is_empty() {
         let folders: Vec<_> =
@@ -67,7 +74,7 @@ pub(super) async fn worker(config: Arc<Config>, arguments: &WorkerArguments) -> 
     }
     let broker = open_broker(&config, kind, &store).await?;
     let worker = Worker::new(
-        config.clone(),
+        live.clone(),
         broker.clone(),
         store.clone(),
         registry,
@@ -76,6 +83,7 @@ pub(super) async fn worker(config: Arc<Config>, arguments: &WorkerArguments) -> 
         stopping.clone(),
     )
     .await?;
+    let following = tokio::spawn(live.follow(hangups, stopping.clone()));
     let deploying = tokio::spawn(deployer.run(stopping));
     info!(
         concurrency = config.concurrency,
@@ -85,6 +93,7 @@ pub(super) async fn worker(config: Arc<Config>, arguments: &WorkerArguments) -> 
     );
     worker.run().await;
     deploying.abort();
+    following.abort();
     store.close().await;
     info!("stopped");
     Ok(())

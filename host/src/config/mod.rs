@@ -2,6 +2,7 @@
 //! once.
 
 mod deploy;
+pub mod live;
 mod read;
 
 use std::collections::BTreeMap;
@@ -128,7 +129,7 @@ pub struct Config {
     aws_endpoint: Option<&'static str>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum DatabaseChoice {
     Sqlite(PathBuf),
     Postgres { url: url::Url, schema: String },

@@ -19,7 +19,8 @@ use super::load::{LoadError, Loader, Module, module_name};
 use super::settle::Stamp;
 use super::watch::{Change, Watch};
 use super::{FolderError, Registry, Swap, files, is_module_file};
-use crate::config::{Config, Removal};
+use crate::config::Removal;
+use crate::config::live::LiveConfig;
 use crate::outage::{Backoff, Outage, chain};
 use crate::store::Store;
 use crate::text::printable;
@@ -35,7 +36,7 @@ const READ_PAUSE: Duration = Duration::from_millis(20);
 pub struct Deployer {
     loader: Arc<Loader>,
     registry: Arc<Registry>,
-    config: Arc<Config>,
+    config: Arc<LiveConfig>,
     store: Store,
     /// The files as they were before they were loaded.
     known: Vec<(PathBuf, Option<Stamp>)>,
@@ -48,11 +49,11 @@ impl Deployer {
     /// A folder can't be read.
     pub async fn start(
         loader: Loader,
-        config: Arc<Config>,
+        config: Arc<LiveConfig>,
         store: Store,
     ) -> Result<Self, FolderError> {
         let (loader, registry) = (Arc::new(loader), Arc::new(Registry::default()));
-        let files = files(&config.jobs_dirs)?;
+        let files = files(&config.load().jobs_dirs)?;
         let known = files.iter().map(|path| (path.clone(), Stamp::of(path).ok().flatten()));
         let known = known.collect();
         let mut loads = futures_util::stream::iter(files)
@@ -79,8 +80,10 @@ impl Deployer {
 
     /// Loads what changes, until the worker stops.
     pub async fn run(self, stopping: CancellationToken) {
-        let options = self.config.deploy.watch;
-        let mut watch = Watch::new(&self.config.jobs_dirs, is_module_file, options, &self.known);
+        let config = self.config.load();
+        let (folders, options) = (&config.jobs_dirs, config.deploy.watch);
+        let mut watch = Watch::new(folders, Arc::new(is_module_file), options, &self.known);
+        let mut settings = self.config.changes();
         let changed = Arc::new(Notify::new());
         let announcer = tokio::spawn(announce(
             self.store.clone(),
@@ -106,6 +109,13 @@ impl Deployer {
                             changed.notify_one();
                         }
                     }
+                }
+                Ok(()) = settings.changed() => {
+                    // What was refused may be granted now; whether a job records may differ.
+                    for refused in &self.registry.snapshot().refused {
+                        watch.look_again(&refused.path);
+                    }
+                    changed.notify_one();
                 }
                 (path, loaded) = finished(&mut loading) => {
                     loading = None;
@@ -144,7 +154,7 @@ impl Deployer {
     }
 
     fn removed(&self, path: &Path, watch: &mut Watch) {
-        match self.config.deploy.on_removal {
+        match self.config.load().deploy.on_removal {
             Removal::Keep => {
                 if self.registry.keep(path) {
                     let name = module_name(path);
@@ -202,16 +212,16 @@ async fn finished(loading: &mut Option<Loading>) -> (PathBuf, Result<Module, Loa
 async fn announce(
     store: Store,
     registry: Arc<Registry>,
-    config: Arc<Config>,
+    config: Arc<LiveConfig>,
     changed: Arc<Notify>,
 ) {
     let outage = Outage::new("note the deployed jobs");
     loop {
         changed.notified().await;
         let mut backoff = Backoff::default();
-        while let Err(error) =
-            store.register_jobs(&registry.snapshot().deployed_jobs(&config)).await
-        {
+        loop {
+            let jobs = registry.snapshot().deployed_jobs(&config.load());
+            let Err(error) = store.register_jobs(&jobs).await else { break };
             outage.note(&error);
             tokio::time::sleep(backoff.next()).await;
         }

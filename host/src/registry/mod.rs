@@ -211,7 +211,7 @@ fn files(folders: &[PathBuf]) -> Result<Vec<PathBuf>, FolderError> {
     let mut files = Vec::new();
     for folder in folders {
         let failed = |source| FolderError { path: folder.clone(), source };
-        let found = watch::list(folder, is_module_file).map_err(failed)?;
+        let found = watch::list(folder, &is_module_file).map_err(failed)?;
         files.extend(found.into_iter().map(|(path, _)| path));
     }
     files.sort_by_cached_key(|path| place(path));

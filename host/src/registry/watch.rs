@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use notify::event::{AccessKind, AccessMode, ModifyKind, RenameMode};
@@ -63,10 +64,13 @@ pub(crate) struct Change {
 /// What one look found in each folder; `None` for a folder that can't be read.
 type Listing = Vec<(PathBuf, Option<Vec<(PathBuf, Option<Stamp>)>>)>;
 
+/// Which files of a folder are watched.
+pub(crate) type IsWatched = Arc<dyn Fn(&Path) -> bool + Send + Sync>;
+
 /// Watches the files of some folders.
 pub(crate) struct Watch {
     folders: Vec<PathBuf>,
-    is_watched: fn(&Path) -> bool,
+    is_watched: IsWatched,
     settling: Settling,
     events: mpsc::UnboundedReceiver<notify::Result<notify::Event>>,
     watcher: Option<RecommendedWatcher>,
@@ -83,7 +87,7 @@ impl Watch {
     /// were read already, with their state before.
     pub(crate) fn new(
         folders: &[PathBuf],
-        is_watched: fn(&Path) -> bool,
+        is_watched: IsWatched,
         options: WatchOptions,
         known: &[(PathBuf, Option<Stamp>)],
     ) -> Self {
@@ -116,6 +120,18 @@ impl Watch {
         };
         watch.set_watches();
         watch
+    }
+
+    /// [`Self::new`], where what is known are files that were read just now.
+    pub(crate) fn of_known(
+        folders: &[PathBuf],
+        is_watched: IsWatched,
+        options: WatchOptions,
+        files: &[PathBuf],
+    ) -> Self {
+        let known: Vec<_> =
+            files.iter().map(|file| (file.clone(), Stamp::of(file).ok().flatten())).collect();
+        Self::new(folders, is_watched, options, &known)
     }
 
     /// Waits for files that changed and may be read. Nothing is lost when the wait is given up.
@@ -189,12 +205,12 @@ impl Watch {
 
     fn start_look(&mut self) {
         self.set_watches();
-        let (folders, is_watched) = (self.folders.clone(), self.is_watched);
+        let (folders, is_watched) = (self.folders.clone(), self.is_watched.clone());
         // A network file system may take its time.
         self.look = Some(tokio::task::spawn_blocking(move || {
             folders
                 .into_iter()
-                .map(|folder| (folder.clone(), list(&folder, is_watched).ok()))
+                .map(|folder| (folder.clone(), list(&folder, &*is_watched).ok()))
                 .collect()
         }));
     }
@@ -281,7 +297,7 @@ fn watcher(
 /// The watched files of a folder, each with its state where it can be told.
 pub(crate) fn list(
     folder: &Path,
-    is_watched: fn(&Path) -> bool,
+    is_watched: &dyn Fn(&Path) -> bool,
 ) -> std::io::Result<Vec<(PathBuf, Option<Stamp>)>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder)? {

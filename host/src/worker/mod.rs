@@ -5,6 +5,7 @@
 
 mod lease;
 mod process;
+mod queue_slots;
 mod settle;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ use crate::broker::{
     Broker, BrokerError, Delivery, MAX_BATCH, MAX_WAIT_SECS, Queue, ReceiveOptions,
 };
 use crate::config::Config;
+use crate::config::live::LiveConfig;
 use crate::outage::{Backoff, Outage};
 use crate::registry::Registry;
 use crate::sandbox::{Sandbox, Stop};
@@ -63,7 +65,9 @@ pub enum WorkerError {
 /// What all tasks of a worker share.
 pub(crate) struct Shared {
     pub(crate) id: String,
+    /// What needs a restart to change; all else is read from `live`.
     pub(crate) config: Arc<Config>,
+    pub(crate) live: Arc<LiveConfig>,
     pub(crate) broker: Arc<dyn Broker>,
     pub(crate) store: Store,
     pub(crate) registry: Arc<Registry>,
@@ -92,7 +96,7 @@ impl Worker {
     /// # Errors
     /// A queue or the database can't be used.
     pub async fn new(
-        config: Arc<Config>,
+        live: Arc<LiveConfig>,
         broker: Arc<dyn Broker>,
         store: Store,
         registry: Arc<Registry>,
@@ -100,11 +104,11 @@ impl Worker {
         queues: &[String],
         stopping: CancellationToken,
     ) -> Result<Self, WorkerError> {
+        let config = live.load();
         let mut polled = Vec::with_capacity(queues.len());
         for name in queues {
             let queue = Arc::new(broker.queue(name).await?);
-            let limit = config.queues.get(&queue.name).and_then(|settings| settings.concurrency);
-            let limit = limit.unwrap_or(config.concurrency).min(config.concurrency);
+            let limit = queue_slots::limit(&config, &queue.name);
             let settler = Settler::start(&broker, &queue);
             polled.push((Arc::new(Polled { queue, settler }), Arc::new(Semaphore::new(limit))));
         }
@@ -137,6 +141,7 @@ impl Worker {
             slots: Arc::new(Semaphore::new(config.concurrency)),
             attempts: TaskTracker::new(),
             config,
+            live,
             broker,
             store,
             registry,
@@ -150,11 +155,17 @@ impl Worker {
     /// time, then it is stopped and given back, and does not count as an attempt.
     pub async fn run(self) {
         let Self { shared, queues, row } = self;
-        let background = [
+        let mut background = vec![
             tokio::spawn(shared.leases.clone().keep()),
             tokio::spawn(keep_row(shared.store.clone(), row.clone())),
             tokio::spawn(shared.sender.clone().sweep()),
         ];
+        for (polled, slots) in &queues {
+            let (live, name) = (shared.live.clone(), polled.queue.name.clone());
+            let given = queue_slots::limit(&shared.config, &name);
+            let follow = queue_slots::follow(live, name, slots.clone(), given);
+            background.push(tokio::spawn(follow));
+        }
         let patience = Patience::of(queues.len(), shared.config.concurrency);
         let polls: Vec<_> = queues
             .into_iter()

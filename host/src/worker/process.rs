@@ -10,6 +10,7 @@ use super::lease::Lease;
 use super::settle::Settler;
 use crate::broker::{Delivery, MAX_VISIBILITY_TIMEOUT_SECS, Queue};
 use crate::clock::millis;
+use crate::config::Config;
 use crate::outage::{Backoff, chain};
 use crate::outcome::Outcome;
 use crate::payload::{self, Job};
@@ -49,7 +50,7 @@ pub(super) async fn process(
     lease: Lease,
     slot: super::Slot,
 ) -> Settled {
-    let held = Message { worker, polled, delivery };
+    let held = Message { worker, polled, delivery, config: worker.live.load() };
     let job = match payload::decode(
         &held.delivery.body,
         &held.delivery.attributes,
@@ -157,15 +158,15 @@ struct Message<'a> {
     worker: &'a Shared,
     polled: &'a Polled,
     delivery: Delivery,
+    /// The settings of this attempt: a change meanwhile is the next one's.
+    config: Arc<Config>,
 }
 
 impl Message<'_> {
     /// A job that records nothing has no row for a first attempt that succeeds; all others are
     /// claimed before they run.
     fn needs_claim(&self, job: &Job, served: &Served) -> bool {
-        self.worker.config.records(&served.definition)
-            || job.is_tracked
-            || self.delivery.receive_count > 1
+        self.config.records(&served.definition) || job.is_tracked || self.delivery.receive_count > 1
     }
 
     /// Takes ownership of the job; `None` when it needs no claim, or the lease was lost while
@@ -188,7 +189,7 @@ impl Message<'_> {
     }
 
     fn call(&self, job: &Job, served: &Served, begun: Option<&Begun>) -> Call {
-        let config = &self.worker.config;
+        let config = &self.config;
         Call {
             job_id: job.id.clone(),
             job: job.name.clone(),
@@ -246,7 +247,7 @@ impl Message<'_> {
         if !is_claimed && leaves_nothing {
             return Some(true);
         }
-        let records = self.worker.config.records(&served.definition);
+        let records = self.config.records(&served.definition);
         let failure = match outcome {
             Outcome::Failed(failure) => Some((
                 failure.stage.name().to_owned(),
