@@ -285,7 +285,7 @@ mod tests {
         let [entry] = folder.entries().try_into().unwrap();
         let inode = fs::metadata(&entry).unwrap().ino();
         compile(&cache, "d");
-        assert_eq!(folder.entries(), [entry.clone()]);
+        assert_eq!(folder.entries(), std::slice::from_ref(&entry));
         assert_eq!(fs::metadata(&entry).unwrap().ino(), inode);
         assert_eq!(fs::metadata(&entry).unwrap().mode() & 0o777, 0o600);
     }
@@ -323,7 +323,7 @@ mod tests {
         for (what, spoil) in spoil {
             spoil();
             compile(&cache, "d");
-            assert_eq!(folder.entries(), [entry.clone()], "{what}");
+            assert_eq!(folder.entries(), std::slice::from_ref(&entry), "{what}");
             let found = fs::symlink_metadata(&entry).unwrap();
             assert!(found.is_file() && found.mode() & 0o777 == 0o600, "{what}: {found:?}");
             assert_eq!(fs::read(&entry).unwrap(), good, "{what}");
@@ -358,7 +358,8 @@ mod tests {
     #[test]
     fn a_folder_within_a_jobs_folder_is_not_used() {
         let folder = Folder::new();
-        let cache = Cache::outside(Some(&folder.0.join("cache")), &[folder.0.clone()], 1 << 20);
+        let cache =
+            Cache::outside(Some(&folder.0.join("cache")), std::slice::from_ref(&folder.0), 1 << 20);
         compile(&cache, "d");
         assert!(folder.entries().is_empty());
     }
