@@ -21,6 +21,8 @@
 //! - B. [`registry::load`]: read, digest, check against the world, compile, ask what it holds.
 //! - C. [`registry::cache`]: compiled code on disk.
 //! - D. [`registry`]: one atomic store makes it current.
+//! - E. [`store::versions`]: what was decided for all hosts, read by `registry/sync.rs`; `registry/choice.rs` says what
+//!   it means here, [`registry::canary`] who takes a canary.
 //!
 //! # An added job
 //!

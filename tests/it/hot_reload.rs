@@ -222,7 +222,7 @@ fn a_bad_file_leaves_the_old_one_serving_and_says_why() {
         move_into_place(&setup.versioned_file(), &bytes);
         worker.wait_for_line(&["refused a module", FILE, reason, "serves on"]);
         let jobs = setup.run(&["jobs"]).ok();
-        jobs.says(&[FILE, reason]);
+        assert!(jobs.stdout.contains("refused:") && jobs.stdout.contains(reason), "{jobs}");
         assert_eq!(setup.serving_marker(), padded("0"));
     }
     setup.deploy_version("good");

@@ -44,3 +44,4 @@ mod old_producers;
 mod outages;
 mod shutdown;
 mod store_contract;
+mod versions;

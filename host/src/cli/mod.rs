@@ -9,6 +9,7 @@ mod new;
 mod print;
 mod results;
 mod run;
+mod versions;
 mod work;
 
 use std::collections::BTreeMap;
@@ -102,6 +103,9 @@ enum Command {
     Dead(dead::DeadCommand),
     /// Show what is deployed in the jobs folders
     Jobs,
+    /// Which version of each module serves: history, rollback, pin, canary
+    #[command(subcommand)]
+    Modules(versions::ModulesCommand),
     /// Show what a module file holds
     Inspect(modules::InspectArguments),
     /// Bring the database's schema to this version
@@ -178,6 +182,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             Command::List(arguments) => results::list(&config, &arguments).await,
             Command::Dead(command) => dead::dead(&config, &command).await,
             Command::Jobs => modules::jobs(&config).await,
+            Command::Modules(command) => versions::modules(&config, &command).await,
             Command::Inspect(arguments) => modules::inspect(&config, &arguments).await,
             Command::Migrate => migrate::migrate(&config).await,
             Command::New(_) | Command::Completions { .. } => Ok(()),

@@ -24,7 +24,7 @@ pub(super) struct InspectArguments {
 pub(super) async fn jobs(config: &Config) -> anyhow::Result<()> {
     let sandbox = Arc::new(Sandbox::new(1)?);
     let loader = Loader::new(sandbox, open_cache(config));
-    // What was refused is said by the log, on standard error.
+    // What was refused is said by the log, on standard error, too.
     let registry = Registry::load(&loader, &config.jobs_dirs).await?;
     let snapshot = registry.snapshot();
     let mut grid = print::Grid::new(&[
@@ -42,6 +42,7 @@ pub(super) async fn jobs(config: &Config) -> anyhow::Result<()> {
                 "file": served.module.path.display().to_string(),
                 "records_result": config.records(definition),
                 "timeout_ms": crate::clock::millis(timeout),
+                "refused": null,
             });
             merge(&mut object, extra);
             print::line(&object.to_string())?;
@@ -58,14 +59,32 @@ pub(super) async fn jobs(config: &Config) -> anyhow::Result<()> {
             &schedule(definition),
         ]);
     }
+    for refused in &snapshot.refused {
+        if is_json(config) {
+            let object = json!({
+                "name": refused.job,
+                "file": refused.path.display().to_string(),
+                "refused": refused.reason,
+            });
+            print::line(&object.to_string())?;
+        }
+    }
     if is_json(config) {
         return Ok(());
     }
     if snapshot.jobs.is_empty() {
         eprintln!("no job is deployed; copy modules (*.wasm) into the jobs folder");
-        return Ok(());
+    } else {
+        grid.print()?;
     }
-    grid.print()
+    if !snapshot.refused.is_empty() {
+        print::line("\nrefused:")?;
+        for refused in &snapshot.refused {
+            let file = refused.path.display().to_string();
+            print::line(&format!("  {}: {}", printable(&file), printable(&refused.reason)))?;
+        }
+    }
+    Ok(())
 }
 
 fn merge(object: &mut serde_json::Value, extra: serde_json::Value) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::read::Place;
 use crate::registry::cache::DEFAULT_MAX_BYTES;
 use crate::registry::watch::{WatchMode, WatchOptions};
+use crate::store::kept::Keep;
 
 /// What becomes of the module of a removed file.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub struct DeploySettings {
     pub on_removal: Removal,
     /// Most bytes of compiled code that are kept on disk.
     pub cache_bytes: u64,
+    /// Which versions the database keeps.
+    pub keep: Keep,
 }
 
 impl Default for DeploySettings {
@@ -33,13 +36,23 @@ impl Default for DeploySettings {
             watch: WatchOptions::default(),
             on_removal: Removal::default(),
             cache_bytes: DEFAULT_MAX_BYTES,
+            keep: Keep::default(),
         }
     }
 }
 
 /// Reads the keys of `[deploy]`; returns also what is wrong with them.
 pub(super) fn deploy_settings(place: &mut Place) -> (DeploySettings, Vec<String>) {
-    place.check_keys(&["watch", "poll-interval", "rescan", "on-removal", "cache-size"]);
+    place.check_keys(&[
+        "watch",
+        "poll-interval",
+        "rescan",
+        "on-removal",
+        "cache-size",
+        "keep-versions",
+        "keep-age",
+        "keep-size",
+    ]);
     let default = DeploySettings::default();
     let (least, most) = (Duration::from_millis(50), Duration::from_secs(3600));
     let modes = [("events", WatchMode::Events), ("polling", WatchMode::Polling)];
@@ -55,5 +68,15 @@ pub(super) fn deploy_settings(place: &mut Place) -> (DeploySettings, Vec<String>
     let cache_bytes = place
         .bytes("cache-size", 1 << 20, 1 << 40)
         .map_or(default.cache_bytes, |bytes| bytes as u64);
-    (DeploySettings { watch, on_removal, cache_bytes }, std::mem::take(&mut place.faults))
+    let keep = Keep {
+        count: place
+            .number("keep-versions", 1, 1000)
+            .and_then(|number| u32::try_from(number).ok())
+            .unwrap_or(default.keep.count),
+        age: place.duration("keep-age", least, Duration::MAX).unwrap_or(default.keep.age),
+        bytes: place
+            .bytes("keep-size", 1 << 20, 1 << 40)
+            .map_or(default.keep.bytes, |bytes| bytes as u64),
+    };
+    (DeploySettings { watch, on_removal, cache_bytes, keep }, std::mem::take(&mut place.faults))
 }

@@ -5,11 +5,16 @@
 //! no attempt runs is freed.
 
 pub mod cache;
+pub mod canary;
+mod choice;
 pub mod definition;
 pub mod deploy;
+mod kept;
 pub mod load;
 mod settle;
 mod snapshot;
+mod sync;
+pub mod tally;
 pub mod watch;
 
 use std::collections::BTreeMap;
@@ -22,7 +27,7 @@ use tracing::{debug, info, warn};
 use crate::outage::chain;
 use crate::text::printable;
 use load::{Loader, Module, module_name};
-use snapshot::{Deployment, place};
+use snapshot::{Deployment, Version, place};
 pub use snapshot::{Refused, Served, Snapshot};
 
 /// The modules of a host.
@@ -85,6 +90,18 @@ impl Registry {
         self.current.load().jobs.get(job).cloned()
     }
 
+    /// The module and definition for the attempts of one job: the current one, or the canary.
+    #[must_use]
+    pub fn choose(&self, job: &str, job_id: &str) -> Option<Served> {
+        let current = self.current.load();
+        let served = current.jobs.get(job)?;
+        let canary = current
+            .canaries
+            .get(job)
+            .filter(|(canary, share)| canary::takes(job_id, &canary.module.version.digest, *share));
+        Some(canary.map_or(served, |(canary, _)| canary).clone())
+    }
+
     /// All that is deployed now.
     #[must_use]
     pub fn snapshot(&self) -> Arc<Snapshot> {
@@ -93,7 +110,8 @@ impl Registry {
 
     /// Has a module serve in the place of what its file held before.
     pub fn put(&self, module: Module) -> Swap {
-        let module = Arc::new(module);
+        let version = Version::new(module);
+        let module = version.module.clone();
         let mut deployment = self.deployment();
         let name = &module.version.name;
         let other = deployment.module(name).filter(|other| other.path != module.path);
@@ -109,12 +127,12 @@ impl Registry {
         }
         let file = deployment.files.entry(place(&module.path)).or_default();
         file.problem = None;
-        let before = file.serving.as_ref().map(|before| before.version.digest.clone());
+        let before = file.serving.as_ref().map(|before| before.module.version.digest.clone());
         if before.as_ref() == Some(&module.version.digest) {
             self.publish(deployment);
             return Swap::Unchanged;
         }
-        file.serving = Some(module.clone());
+        file.serving = Some(version);
         let before =
             before.map_or_else(String::new, |before| format!(" instead of {:.12}", before));
         let names: Vec<&str> = module.jobs.iter().map(|job| job.name.as_str()).collect();
@@ -132,7 +150,7 @@ impl Registry {
         let mut deployment = self.deployment();
         let file = deployment.files.entry(place(path)).or_default();
         let still = match &file.serving {
-            Some(module) => format!("; {:.12} serves on", module.version.digest),
+            Some(version) => format!("; {:.12} serves on", version.module.version.digest),
             None => String::new(),
         };
         let text = format!("refused a module: {}{still}", printable(&reason));
@@ -150,7 +168,7 @@ impl Registry {
     pub fn remove(&self, path: &Path) {
         let mut deployment = self.deployment();
         let removed = deployment.files.remove(&place(path));
-        if let Some(module) = removed.and_then(|file| file.serving) {
+        if let Some(Version { module, .. }) = removed.and_then(|file| file.serving) {
             info!(
                 module = %module.version.name, module.digest = %module.version.digest,
                 "module `{}` was removed; its jobs wait until a module holds them", module.version.name
@@ -175,16 +193,84 @@ impl Registry {
         serving == Some(true)
     }
 
+    /// What a file's place serves.
+    pub(crate) fn module_at(&self, path: &Path) -> Option<Arc<Module>> {
+        let deployment = self.deployment();
+        let serving = deployment.files.get(&place(path)).and_then(|file| file.serving.as_ref());
+        serving.map(|version| version.module.clone())
+    }
+
+    /// The digest of what a file's place serves.
+    pub(crate) fn serving(&self, path: &Path) -> Option<String> {
+        self.module_at(path).map(|module| module.version.digest.clone())
+    }
+
+    /// The digest of a file's canary.
+    pub(crate) fn canary(&self, path: &Path) -> Option<String> {
+        let deployment = self.deployment();
+        let canary = deployment.files.get(&place(path)).and_then(|file| file.canary.as_ref());
+        canary.map(|(version, _)| version.module.version.digest.clone())
+    }
+
+    /// Has a share (of 10,000) of a file's attempts take this module.
+    pub(crate) fn put_canary(&self, module: Module, share: u32) {
+        let mut deployment = self.deployment();
+        let file = deployment.files.entry(place(&module.path)).or_default();
+        info!(
+            module = %module.version.name, module.digest = %module.version.digest,
+            "module `{}`: {:.12} is tried on {} % of its jobs",
+            module.version.name, module.version.digest, f64::from(share) / 100.0
+        );
+        file.canary = Some((Version::new(module), share));
+        self.publish(deployment);
+    }
+
+    /// Sets the share of a file's canary; `None` ends it.
+    pub(crate) fn set_canary_share(&self, path: &Path, share: Option<u32>) {
+        let mut deployment = self.deployment();
+        let Some(file) = deployment.files.get_mut(&place(path)) else { return };
+        match (&mut file.canary, share) {
+            (None, _) => return,
+            (Some((_, present)), Some(share)) if *present == share => return,
+            (Some((_, present)), Some(share)) => *present = share,
+            (canary @ Some(_), None) => *canary = None,
+        }
+        self.publish(deployment);
+    }
+
+    /// Takes what was counted of a module's versions: digest, runs, failures.
+    pub(crate) fn take_tallies(&self, module: &str) -> Vec<(Arc<tally::Tally>, String, u64, u64)> {
+        let deployment = self.deployment();
+        let versions = deployment.files.values().flat_map(|file| {
+            file.serving.iter().chain(file.canary.as_ref().map(|(canary, _)| canary))
+        });
+        versions
+            .filter(|version| version.module.version.name == module)
+            .map(|version| {
+                let (runs, failures) = version.tally.take();
+                (version.tally.clone(), version.module.version.digest.clone(), runs, failures)
+            })
+            .collect()
+    }
+
     /// Who holds which job name: job to module.
     #[must_use]
     pub fn owners(&self) -> BTreeMap<String, String> {
         self.deployment().owners.clone()
     }
 
-    /// Sets who holds which job name, as others have settled it.
-    pub fn set_owners(&self, owners: BTreeMap<String, String>) {
+    /// Begins with who holds which job name, as it was settled before. Nothing serves until
+    /// [`Self::started`].
+    pub fn starting(&self, owners: BTreeMap<String, String>) {
         let mut deployment = self.deployment();
         deployment.owners = owners;
+        deployment.is_starting = true;
+    }
+
+    /// Has serve all that was put meanwhile.
+    pub fn started(&self) {
+        let mut deployment = self.deployment();
+        deployment.is_starting = false;
         self.publish(deployment);
     }
 
@@ -194,6 +280,9 @@ impl Registry {
 
     /// Makes a changed deployment current, and says which job names are refused by it.
     fn publish(&self, mut deployment: MutexGuard<'_, Deployment>) {
+        if deployment.is_starting {
+            return;
+        }
         let next = deployment.snapshot();
         let before = self.current.load();
         for refused in next.refused.iter().filter(|refused| refused.job.is_some()) {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::definition::Definition;
 use super::load::Module;
+use super::tally::Tally;
 use crate::config::Config;
 use crate::store::modules::DeployedJob;
 use crate::text::printable;
@@ -18,6 +19,8 @@ pub struct Served {
     pub module: Arc<Module>,
     /// What the module says of it.
     pub definition: Definition,
+    /// Where its outcomes are counted.
+    pub tally: Arc<Tally>,
 }
 
 /// A file, or a job in it, that does not serve.
@@ -36,6 +39,8 @@ pub struct Refused {
 pub struct Snapshot {
     /// By job name.
     pub jobs: BTreeMap<String, Served>,
+    /// By job name: what a share (of 10,000) of its attempts takes instead.
+    pub canaries: BTreeMap<String, (Served, u32)>,
     /// The modules, in the order of their files' names.
     pub modules: Vec<Arc<Module>>,
     /// What does not serve, and why.
@@ -51,11 +56,34 @@ pub(super) fn place(path: &Path) -> Place {
     (path.file_name().unwrap_or_default().to_owned(), path.to_path_buf())
 }
 
+/// A module that serves, and what is counted of it.
+#[derive(Clone)]
+pub(super) struct Version {
+    pub(super) module: Arc<Module>,
+    pub(super) tally: Arc<Tally>,
+}
+
+impl Version {
+    pub(super) fn new(module: Module) -> Self {
+        Self { module: Arc::new(module), tally: Arc::default() }
+    }
+
+    fn serves(&self, definition: &Definition) -> Served {
+        Served {
+            module: self.module.clone(),
+            definition: definition.clone(),
+            tally: self.tally.clone(),
+        }
+    }
+}
+
 /// One module file.
 #[derive(Default)]
 pub(super) struct Deployed {
     /// What serves.
-    pub(super) serving: Option<Arc<Module>>,
+    pub(super) serving: Option<Version>,
+    /// What a share (of 10,000) of attempts takes instead.
+    pub(super) canary: Option<(Version, u32)>,
     /// Why the file as it is now does not.
     pub(super) problem: Option<String>,
 }
@@ -67,13 +95,16 @@ pub(super) struct Deployment {
     /// Job name to the name of the module that holds it. One that is not deployed here stands
     /// for nothing; it is kept until another takes the name.
     pub(super) owners: BTreeMap<String, String>,
+    /// Whether files are still being read for the first time: nobody takes a job name before
+    /// all who claim it are there.
+    pub(super) is_starting: bool,
 }
 
 impl Deployment {
     /// The module of this name, wherever its file lies.
     pub(super) fn module(&self, name: &str) -> Option<&Arc<Module>> {
         let serving = self.files.values().filter_map(|file| file.serving.as_ref());
-        serving.into_iter().find(|module| module.version.name == name)
+        serving.map(|version| &version.module).find(|module| module.version.name == name)
     }
 
     /// Who serves what. A job name stays with the module that holds it for as long as that
@@ -85,7 +116,8 @@ impl Deployment {
                 let refused = Refused { path: path.clone(), job: None, reason: problem.clone() };
                 snapshot.refused.push(refused);
             }
-            let Some(module) = &file.serving else { continue };
+            let Some(version) = &file.serving else { continue };
+            let module = &version.module;
             snapshot.modules.push(module.clone());
             for definition in &module.jobs {
                 let name = &definition.name;
@@ -93,8 +125,13 @@ impl Deployment {
                 let holder = owner.filter(|owner| owner.jobs.iter().any(|job| job.name == *name));
                 if holder.is_none_or(|holder| Arc::ptr_eq(holder, module)) {
                     self.owners.insert(name.clone(), module.version.name.clone());
-                    let served = Served { module: module.clone(), definition: definition.clone() };
-                    snapshot.jobs.insert(name.clone(), served);
+                    snapshot.jobs.insert(name.clone(), version.serves(definition));
+                    // A job that only the canary has waits for its promotion.
+                    let canary = file.canary.as_ref().and_then(|(canary, share)| {
+                        let same = canary.module.jobs.iter().find(|job| job.name == *name)?;
+                        Some((canary.serves(same), *share))
+                    });
+                    snapshot.canaries.extend(canary.map(|canary| (name.clone(), canary)));
                 } else if let Some(holder) = holder {
                     let reason = format!(
                         "the job `{}` is served by `{}` already; remove it from one of the two",

@@ -29,10 +29,12 @@ pub mod dead;
 pub mod enqueue;
 pub mod finish;
 pub(crate) mod group;
+pub mod kept;
 pub mod migrate;
 pub mod modules;
 pub mod outbox;
 pub mod read;
+pub mod versions;
 pub mod workers;
 
 use std::fmt::Write as _;

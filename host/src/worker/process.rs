@@ -59,7 +59,7 @@ pub(super) async fn process(
         Ok(job) => job,
         Err(reason) => return held.put_aside(lease, DeadKind::Malformed, None, &reason).await,
     };
-    let Some(served) = worker.registry.current(&job.name) else {
+    let Some(served) = worker.registry.choose(&job.name, &job.id) else {
         return held.give_back_unknown(lease, job).await;
     };
     if worker.stopping.is_cancelled() {
@@ -89,6 +89,7 @@ pub(super) async fn process(
         execution = execution => execution,
         never = note_progress(&worker.store, &job.id, &token, told.clone()) => match never {},
     };
+    served.tally.note(&execution.outcome);
     let last_told = told.borrow().clone();
     if let (Some(_), Some((share, message))) = (&begun, last_told) {
         // The last word may have come just before the end. Losing it harms nothing.
