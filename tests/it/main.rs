@@ -34,6 +34,7 @@ macro_rules! on_every_pair {
 mod broker_contract;
 mod cli;
 mod config;
+mod dev;
 mod hot_reload;
 mod leases;
 mod lifecycle;

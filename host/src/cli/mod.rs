@@ -2,6 +2,7 @@
 //! 0 done, 1 failed, 2 wrong usage.
 
 mod dead;
+mod dev;
 mod enqueue;
 mod migrate;
 mod modules;
@@ -94,6 +95,8 @@ enum Command {
     Add(enqueue::AddArguments),
     /// Run a job here and now, without queue, database or worker, and print its result
     Run(run::RunArguments),
+    /// Build the jobs of a project whenever its sources change, deploy them, and run one of them
+    Dev(dev::DevArguments),
     /// Show a job
     Status(results::StatusArguments),
     /// List jobs, newest first
@@ -162,7 +165,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     let config = Arc::new(Config::load(&flags)?);
     let level = match (&arguments.command, config.log_level) {
         // A newcomer sees the job run; other commands speak up only when something is wrong.
-        (Command::Worker(_) | Command::Run(_), level) => level,
+        (Command::Worker(_) | Command::Run(_) | Command::Dev(_), level) => level,
         (_, tracing::Level::INFO) => tracing::Level::WARN,
         (_, level) => level,
     };
@@ -178,6 +181,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             Command::Worker(arguments) => work::worker(config, flags, &arguments).await,
             Command::Add(arguments) => enqueue::add(config, &arguments).await,
             Command::Run(arguments) => run::run(config, &arguments).await,
+            Command::Dev(arguments) => dev::dev(config, &arguments).await,
             Command::Status(arguments) => results::status(&config, &arguments).await,
             Command::List(arguments) => results::list(&config, &arguments).await,
             Command::Dead(command) => dead::dead(&config, &command).await,
