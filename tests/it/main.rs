@@ -45,4 +45,5 @@ mod old_producers;
 mod outages;
 mod shutdown;
 mod store_contract;
+mod swaps;
 mod versions;
