@@ -53,6 +53,9 @@ fn worker_on(setup: &Setup) -> WorkerProcess {
     worker
 }
 
+/// A way of deploying: its name, and what it does with a file and its new bytes.
+type Way<'a> = (&'a str, &'a dyn Fn(&Path, &[u8]));
+
 /// As a copy in place does it, with the halves written one by one.
 fn copy_in_halves(file: &Path, bytes: &[u8]) {
     let mut open = std::fs::File::create(file).unwrap();
@@ -101,7 +104,7 @@ in_both_ways! {
     fn a_changed_file_serves_however_it_comes(setup) {
         let mut worker = worker_on(setup);
         let file = setup.versioned_file();
-        let ways: [(&str, &dyn Fn(&Path, &[u8])); 8] = [
+        let ways: [Way<'_>; 8] = [
             ("moved", &move_into_place),
             ("copied", &copy_in_halves),
             ("rsynced", &rsync),

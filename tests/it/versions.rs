@@ -100,6 +100,11 @@ on_every_pair! {
         worker.wait_for_line(&["is pinned"]);
         assert_eq!(setup.serving_marker(), padded("a"));
         assert_eq!(modules(&setup)[0].text("mode"), "pinned");
+        wait::until_true("`jobs` to tell both versions", || {
+            let row = setup.run(&["jobs", "--output", "json"]).ok().json_lines().remove(0);
+            row.text("module_digest") == digest(&version("c"))
+                && row.value("served_digest") == digest(&version("a")).as_str()
+        });
         let _ = setup.run(&["modules", "unpin", "versioned"]).ok();
         setup.wait_for_version("c");
         setup.run(&["modules", "unpin", "versioned"]).exits(1).is_a_sentence();

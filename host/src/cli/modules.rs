@@ -6,13 +6,14 @@ use std::sync::Arc;
 use clap::Args;
 use serde_json::json;
 
-use super::{is_json, open_cache, print};
-use crate::config::Config;
+use super::{is_json, open_cache, open_store, print};
+use crate::config::{BrokerKind, Config};
 use crate::registry::Registry;
 use crate::registry::cache::Cache;
 use crate::registry::definition::Definition;
 use crate::registry::load::{EXPORT, Loader, Module};
 use crate::sandbox::Sandbox;
+use crate::store::Store;
 use crate::text::printable;
 
 #[derive(Args)]
@@ -28,17 +29,24 @@ pub(super) async fn jobs(config: &Config) -> anyhow::Result<()> {
     let registry = Registry::load(&loader, &config.jobs_dirs).await?;
     let snapshot = registry.snapshot();
     let mut grid = print::Grid::new(&[
-        "job", "queue", "module", "version", "digest", "records", "timeout", "schedule",
+        "job", "queue", "module", "version", "digest", "served", "records", "timeout", "schedule",
     ]);
+    let store = existing_store(config).await;
     for served in snapshot.jobs.values() {
         let (definition, version) = (&served.definition, &served.module.version);
         let timeout = config.limits(definition).timeout;
+        let served_digest = match &store {
+            Some(store) => store.deployed_job(&definition.name).await?,
+            None => None,
+        };
+        let served_digest = served_digest.map(|job| job.module.digest);
         if is_json(config) {
             let mut object = definition.to_json();
             let extra = json!({
                 "module": version.name,
                 "module_version": version.version,
                 "module_digest": version.digest,
+                "served_digest": served_digest,
                 "file": served.module.path.display().to_string(),
                 "records_result": config.records(definition),
                 "timeout_ms": crate::clock::millis(timeout),
@@ -54,6 +62,7 @@ pub(super) async fn jobs(config: &Config) -> anyhow::Result<()> {
             &version.name,
             version.version.as_deref().unwrap_or(""),
             &version.digest[..12.min(version.digest.len())],
+            &served_digest.map_or_else(String::new, |digest| format!("{digest:.12}")),
             if config.records(definition) { "yes" } else { "no" },
             &humantime::format_duration(timeout).to_string(),
             &schedule(definition),
@@ -85,6 +94,21 @@ pub(super) async fn jobs(config: &Config) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The database, where there is one already: to look at a folder makes none and needs none.
+async fn existing_store(config: &Config) -> Option<Store> {
+    let broker = config.chosen_broker.unwrap_or(BrokerKind::Local);
+    if config.database(broker).path().is_some_and(|path| !path.exists()) {
+        return None;
+    }
+    match open_store(config, broker).await {
+        Ok(store) => Some(store),
+        Err(error) => {
+            eprintln!("what workers serve is not known: {}", printable(&format!("{error:#}")));
+            None
+        }
+    }
 }
 
 fn merge(object: &mut serde_json::Value, extra: serde_json::Value) {

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
 
 use super::{Usage, is_json, open_store_to_read, print};
 use crate::config::Config;
+use crate::payload::hex;
 use crate::registry::cache::Cache;
 use crate::registry::canary::WHOLE;
 use crate::registry::load::Loader;
@@ -234,6 +236,9 @@ async fn canary(store: &Store, arguments: &CanaryArguments) -> anyhow::Result<()
         anyhow::bail!("version {digest:.12} of `{name}` serves already");
     }
     let bytes = std::fs::read(file)?;
+    if hex(&Sha256::digest(&bytes)) != digest {
+        anyhow::bail!("`{}` changed while it was read; try again", file.display());
+    }
     store.note_version(&canary.version, canary.size, &bytes).await?;
     let percent = f64::from(share) / 100.0;
     let text = format!("module `{name}` tries {digest:.12} on {percent} % of its jobs");

@@ -71,7 +71,8 @@ impl Sync {
         let (notes, to_write) = mpsc::unbounded_channel();
         let (tell, read) = watch::channel(Read { states: Arc::new(states), notes: 0 });
         let host = gethostname::gethostname().to_string_lossy().into_owned();
-        let writer = Writer { store, registry, config, host, owners: BTreeMap::new() };
+        let (owners, counted) = (BTreeMap::new(), BTreeMap::new());
+        let writer = Writer { store, registry, config, host, owners, counted };
         let task = tokio::spawn(writer.run(to_write, tell));
         Self { notes, sent: 0, read, task }
     }
@@ -104,6 +105,8 @@ struct Writer {
     host: String,
     /// Who holds which job, as it was written last.
     owners: BTreeMap<String, String>,
+    /// When the canary of a module began whose runs are counted.
+    counted: BTreeMap<String, Timestamp>,
 }
 
 impl Writer {
@@ -188,8 +191,12 @@ impl Writer {
 
     /// Adds what was counted here, and ends a canary that has failed. Any host may do so; the
     /// first one's word counts.
-    async fn watch_canary(&self, name: &str, canary: &Canary) -> Result<(), StoreError> {
+    async fn watch_canary(&mut self, name: &str, canary: &Canary) -> Result<(), StoreError> {
         let counted = self.registry.take_tallies(name);
+        if self.counted.insert(name.to_owned(), canary.since) != Some(canary.since) {
+            // What was counted before it began says nothing of the time in which it runs.
+            return Ok(());
+        }
         let counts: Vec<_> = counted
             .iter()
             .filter(|(_, _, runs, _)| *runs > 0)

@@ -141,6 +141,26 @@ impl Store {
             let query = sqlx::query(self.sql(update)).bind(name);
             query.bind(row.try_get::<String, _>("digest")?).execute(&mut *write.tx).await?;
         }
+        self.forget_rows(write, name, keep).await
+    }
+
+    /// Drops what is known of versions that are long gone. What was refused stays refused.
+    async fn forget_rows(
+        &self,
+        write: &mut Write,
+        name: &str,
+        keep: Keep,
+    ) -> Result<(), sqlx::Error> {
+        for delete in [
+            "DELETE FROM {p}module_versions AS v WHERE name = $1 AND bytes IS NULL \
+             AND refused_at IS NULL AND coalesce(served_at, first_seen_at) < {now} - $2 \
+             AND NOT EXISTS (SELECT 1 FROM {p}modules m WHERE m.name = $1 \
+             AND v.digest IN (m.serving, m.digest, m.canary_digest))",
+            "DELETE FROM {p}module_history WHERE name = $1 AND at < {now} - $2",
+        ] {
+            let query = sqlx::query(self.sql(delete)).bind(name).bind(millis(keep.age));
+            query.execute(&mut *write.tx).await?;
+        }
         Ok(())
     }
 

@@ -69,7 +69,7 @@ pub struct ModuleState {
     pub canary: Option<Canary>,
     /// Versions that must not serve.
     pub refused: BTreeSet<String>,
-    /// Versions that any host has seen.
+    /// Versions that any host has seen; told only of a module that is held, where it matters.
     pub known: BTreeSet<String>,
 }
 
@@ -176,10 +176,13 @@ impl Store {
                 };
                 states.insert(row.try_get("name")?, state);
             }
-            let rows =
-                sqlx::query(self.sql("SELECT name, digest, refused_at FROM {p}module_versions"))
-                    .fetch_all(&self.inner.pool)
-                    .await?;
+            let rows = sqlx::query(self.sql(
+                "SELECT v.name AS name, v.digest AS digest, v.refused_at AS refused_at \
+                 FROM {p}module_versions v JOIN {p}modules m ON m.name = v.name \
+                 WHERE v.refused_at IS NOT NULL OR m.mode = 'held'",
+            ))
+            .fetch_all(&self.inner.pool)
+            .await?;
             for row in &rows {
                 let (name, digest): (String, String) =
                     (row.try_get("name")?, row.try_get("digest")?);
