@@ -1,15 +1,18 @@
 //! Adding jobs: the [`Client`] behind `sqjobs-host add`, for Rust programs too.
 
+mod within;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::broker::{Broker, BrokerError, MAX_DELAY_SECS};
-use crate::clock::{Clock, Timestamp};
+use crate::broker::{Attributes, Broker, BrokerError, EntryError, MAX_DELAY_SECS, message_bytes};
+use crate::clock::{Clock, MAX_AHEAD, Timestamp};
 use crate::eager::{Eager, EagerError};
+use crate::failpoint;
 use crate::json::{self, JsonError};
-use crate::payload::{self, Job, MAX_ID_BYTES, MAX_NAME_BYTES};
+use crate::payload::{self, Job, MAX_NAME_BYTES};
 use crate::sender::Sender;
 use crate::store::enqueue::{Enqueued, NewJob};
 use crate::store::outbox::OutboxRow;
@@ -62,6 +65,26 @@ pub enum AddError {
         /// The queue.
         queue: String,
     },
+    /// The delay is longer than can be planned.
+    #[error(
+        "cannot add the job: its delay is over the limit of {} days", MAX_AHEAD.as_secs() / 86_400
+    )]
+    TooFarAhead,
+    /// The queue will never take the message.
+    #[error(
+        "job `{id}` can't be sent to queue `{queue}`: {error}; it is in the dead list, see `sqjobs-host dead show {id}`"
+    )]
+    Undeliverable {
+        /// The job's id.
+        id: String,
+        /// The queue.
+        queue: String,
+        /// What the queue said.
+        error: EntryError,
+    },
+    /// An eager client has no database, so there is no transaction to add a job in.
+    #[error("an eager client can't add a job within a transaction: it has no database")]
+    NoTransaction,
     /// The broker failed.
     #[error(transparent)]
     Broker(#[from] BrokerError),
@@ -256,21 +279,14 @@ impl Client {
     ) -> Result<Added, AddError> {
         let id = match request.id {
             Some(id) => {
-                payload::check_text("id", &id, MAX_ID_BYTES)?;
-                if id.contains('#') {
-                    let reason =
-                        "contains `#`, and a worker would know the job by the part before it";
-                    return Err(
-                        payload::Malformed::BadText { key: "id", reason: reason.into() }.into()
-                    );
-                }
+                payload::check_id(&id)?;
                 id
             }
             None => uuid::Uuid::new_v4().to_string(),
         };
         payload::check_text("name", &request.name, MAX_NAME_BYTES)?;
         if let Some(group) = &request.group {
-            payload::check_text("group", group, 128)?;
+            payload::check_group(group)?;
         }
         let now = Clock::system().now();
         let mut job = Job {
@@ -280,6 +296,7 @@ impl Client {
             kwargs: request.kwargs,
             enqueued_at: Some(now),
             is_tracked: false,
+            is_revived: false,
         };
         let (store, sender) = match &self.door {
             Door::Eager(eager) => return run_eagerly(eager, &job).await,
@@ -293,6 +310,9 @@ impl Client {
             },
             (None, None) => return Err(AddError::NoQueue { job: job.name }),
         };
+        if request.delay > MAX_AHEAD {
+            return Err(AddError::TooFarAhead);
+        }
         let not_before = (!request.delay.is_zero()).then(|| now.after(request.delay));
         // Whatever we add has a row, by which it is known and sent: `record = false` drops only
         // the result.
@@ -329,9 +349,8 @@ async fn check_size(sender: &Sender, new: &NewJob) -> Result<(), AddError> {
         Err(error) if error.is_transient() => return Ok(()),
         Err(error) => return Err(error.into()),
     };
-    let attributes = payload::attributes(&new.job);
-    let size = payload::encode(&new.job).len()
-        + attributes.iter().map(|(name, value)| name.len() + value.len() + 6).sum::<usize>();
+    let (body, attributes) = payload::outgoing(&new.job, &Attributes::new());
+    let size = message_bytes(&body, &attributes);
     if size > queue.max_message_bytes {
         let limit = queue.max_message_bytes;
         return Err(AddError::TooLarge { size, limit, queue: queue.name });
@@ -352,8 +371,10 @@ async fn enqueue(
     let outbox_id = match store.enqueue(&new).await? {
         Enqueued::Existing => return Ok(added(true)),
         Enqueued::Conflict => return Err(AddError::IdConflict { id: new.job.id }),
-        Enqueued::Added { outbox_id } => outbox_id,
+        Enqueued::Added { is_next: false, .. } => return Ok(added(false)),
+        Enqueued::Added { outbox_id, is_next: true } => outbox_id,
     };
+    failpoint::reach("outbox-added", &new.job.name);
     let not_before = new.not_before.unwrap_or(Timestamp(0));
     let wait = not_before.since(Clock::system().now());
     if wait <= Duration::from_secs(u64::from(MAX_DELAY_SECS)) {
@@ -364,10 +385,14 @@ async fn enqueue(
             group: new.group.clone(),
             not_before,
             send_number: 1,
+            attributes: Attributes::new(),
             body: None,
             tries: 0,
         };
-        sender.send_rows(address(&new), std::slice::from_ref(&row)).await?;
+        let refused = sender.send_rows(address(&new), std::slice::from_ref(&row)).await?;
+        if let Some((_, error)) = refused.into_iter().next() {
+            return Err(AddError::Undeliverable { id: new.job.id, queue: new.queue, error });
+        }
     }
     Ok(added(false))
 }
@@ -380,5 +405,92 @@ async fn run_eagerly(eager: &Eager, job: &Job) -> Result<Added, AddError> {
         }
         crate::outcome::Outcome::Failed(failure) => Err(EagerError::Failed(failure).into()),
         _ => Err(EagerError::Stopped.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::broker::{
+        Delivery, Depth, EntryResults, NewQueue, OutgoingMessage, Queue, Receipt, ReceiveOptions,
+    };
+    use crate::store::Database;
+
+    /// A broker that knows each queue and takes no message.
+    struct Refusing;
+
+    #[async_trait]
+    impl Broker for Refusing {
+        fn label(&self) -> String {
+            "a broker that refuses".into()
+        }
+        fn shares_file_with(&self, _: &str) -> bool {
+            false
+        }
+        async fn queue(&self, name: &str) -> Result<Queue, BrokerError> {
+            Ok(Queue {
+                name: name.into(),
+                address: name.into(),
+                is_fifo: false,
+                max_receive_count: None,
+                dead_letter_queue: None,
+                retention: Duration::from_secs(60),
+                max_message_bytes: 1024,
+            })
+        }
+        async fn send(
+            &self,
+            _: &Queue,
+            messages: &[OutgoingMessage],
+        ) -> Result<EntryResults<String>, BrokerError> {
+            Ok(messages.iter().map(|_| Err(EntryError::Refused("not this one".into()))).collect())
+        }
+        async fn receive(
+            &self,
+            _: &Queue,
+            _: ReceiveOptions,
+        ) -> Result<Vec<Delivery>, BrokerError> {
+            unreachable!("an adder receives nothing")
+        }
+        async fn delete(&self, _: &Queue, _: &[Receipt]) -> Result<EntryResults<()>, BrokerError> {
+            unreachable!("an adder deletes nothing")
+        }
+        async fn set_visibility(
+            &self,
+            _: &Queue,
+            _: &[(Receipt, u32)],
+        ) -> Result<EntryResults<()>, BrokerError> {
+            unreachable!("an adder holds nothing")
+        }
+        async fn depth(&self, _: &Queue) -> Result<Depth, BrokerError> {
+            unreachable!("an adder counts nothing")
+        }
+        async fn create(&self, _: &NewQueue) -> Result<Queue, BrokerError> {
+            unreachable!("an adder creates nothing")
+        }
+        async fn list(&self) -> Result<Vec<String>, BrokerError> {
+            unreachable!("an adder lists nothing")
+        }
+        async fn purge(&self, _: &Queue) -> Result<(), BrokerError> {
+            unreachable!("an adder purges nothing")
+        }
+    }
+
+    #[tokio::test]
+    async fn a_job_that_the_queue_refuses_for_good_is_an_error_and_in_the_dead_list() {
+        let folder = std::env::temp_dir().join(format!("sqjobs-client-{}", uuid::Uuid::new_v4()));
+        let path = folder.join("x.db");
+        let store = Store::open(&Database::Sqlite { path, is_durable: false }).await.expect("open");
+        store.migrate().await.expect("a schema");
+        let client = Client::new(store.clone(), Arc::new(Refusing));
+        let request = JobRequest::new("adder_job").queue("q").id("refused");
+        let error = client.add(request).await.expect_err("refused").to_string();
+        assert!(error.contains("not this one") && error.contains("dead list"), "{error}");
+        let dead = store.dead("refused").await.expect("a call").expect("an entry");
+        assert_eq!(dead.kind, "undeliverable");
+        store.close().await;
+        let _ = std::fs::remove_dir_all(folder);
     }
 }

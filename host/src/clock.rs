@@ -1,11 +1,15 @@
 //! The one source of "now", and the form in which instants are kept, sent and printed.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
+
+/// Longest time ahead for which anything can be planned: a delay, a backoff, a retry. Ten years
+/// and some; what asks for more is a mistake, and sums with it would not be dates any more.
+pub const MAX_AHEAD: Duration = Duration::from_secs(3660 * 86_400);
 
 /// An instant: milliseconds since 1970-01-01T00:00:00Z. Printed as RFC 3339 in UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -31,6 +35,15 @@ impl Timestamp {
     pub fn parse(text: &str) -> Result<Self, chrono::ParseError> {
         Ok(Self(DateTime::parse_from_rfc3339(text)?.timestamp_millis()))
     }
+
+    /// The instant as RFC 3339 in UTC, with a fraction only where it has one.
+    #[must_use]
+    pub fn short(self) -> String {
+        match DateTime::<Utc>::from_timestamp_millis(self.0) {
+            Some(time) => time.to_rfc3339_opts(SecondsFormat::AutoSi, true),
+            None => self.to_string(),
+        }
+    }
 }
 
 impl fmt::Display for Timestamp {
@@ -47,6 +60,12 @@ impl fmt::Display for Timestamp {
 pub fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
+
+/// What tests add to the machine's clock, in milliseconds, to see what a wrong one does.
+static OFFSET: LazyLock<i64> = LazyLock::new(|| {
+    let told = std::env::var("SQJOBS_TEST_CLOCK_OFFSET_MS").ok();
+    told.and_then(|text| text.parse().ok()).unwrap_or(0)
+});
 
 /// Tells the time. A held clock stands still until it is moved, so that tests need not sleep.
 #[derive(Debug, Clone, Default)]
@@ -72,7 +91,7 @@ impl Clock {
     pub fn now(&self) -> Timestamp {
         match &self.held {
             Some(held) => Timestamp(held.load(Ordering::SeqCst)),
-            None => Timestamp(Utc::now().timestamp_millis()),
+            None => Timestamp(Utc::now().timestamp_millis().saturating_add(*OFFSET)),
         }
     }
 

@@ -92,6 +92,7 @@ impl Eager {
             job: job.name.clone(),
             module: served.module.version.name.clone(),
             queue: String::new(),
+            address: String::new(),
             attempt: 1,
             spent: 0,
             enqueued_at: job.enqueued_at,
@@ -99,7 +100,8 @@ impl Eager {
             generation,
             args: job.args.clone(),
             kwargs: job.kwargs.clone(),
-            limits: self.config.limits(&served.definition),
+            limits: self.config.limits(&served.module.version.name, &served.definition),
+            grants: self.config.grants(served.module.source(), &job.name),
             policy: self.config.policy(&served.definition),
         };
         let execution =

@@ -3,6 +3,8 @@
 //! Arguments and results are never re-encoded: a 30-digit integer, a key order or an escaped
 //! U+0000 would not survive it.
 
+use std::borrow::Cow;
+
 use serde_json::value::RawValue;
 
 /// Deepest nesting that is taken from outside. `serde_json` reads 127 levels by default, and a
@@ -113,6 +115,13 @@ pub fn compact(text: &str) -> String {
     String::from_utf8(bytes).unwrap_or_else(|_| text.to_owned())
 }
 
+/// JSON text as one line: unchanged where it is one, else without the whitespace between its
+/// parts. A newline within a string is always escaped in JSON, so no value changes.
+#[must_use]
+pub fn one_line(text: &str) -> Cow<'_, str> {
+    if text.contains(['\n', '\r']) { Cow::Owned(compact(text)) } else { Cow::Borrowed(text) }
+}
+
 /// Calls `visit` with each byte and whether it stands in a string.
 fn walk(text: &str, mut visit: impl FnMut(u8, bool)) {
     let (mut in_string, mut is_escaped) = (false, false);
@@ -157,6 +166,13 @@ mod tests {
     #[test]
     fn compacting_keeps_strings_and_numbers_as_they_are() {
         assert_eq!(compact("{ \"a b\" : [1.50,\n \"x \\\" y\"] }"), r#"{"a b":[1.50,"x \" y"]}"#);
+    }
+
+    #[test]
+    fn json_of_several_lines_becomes_one_and_keeps_its_strings_and_numbers() {
+        let text = "{\r\n  \"b\": 123456789012345678901234567890,\n  \"a\": \"x \\n y\"\n}";
+        assert_eq!(one_line(text), r#"{"b":123456789012345678901234567890,"a":"x \n y"}"#);
+        assert_eq!(one_line(r#"{ "a": 1 }"#), r#"{ "a": 1 }"#, "one line stays as it is");
     }
 
     #[test]

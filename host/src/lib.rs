@@ -4,7 +4,7 @@
 //!
 //! # A message, from receipt to settlement
 //!
-//! 1. [`worker`]: counts free slots and receives at most that many messages.
+//! 1. `worker/poll.rs`: takes free slots (`worker/slots.rs`) and receives at most that many messages.
 //! 2. `worker/process.rs`: one message from receipt to settlement; the page to read first.
 //! 3. `worker/lease.rs`: keeps the message invisible meanwhile, and tells when that fails.
 //! 4. [`payload`]: body and attributes to a job.
@@ -12,8 +12,11 @@
 //! 6. [`sandbox`] and `sandbox/attempt.rs`: a fresh instance; set-up, run, tear-down, on-success or on-failure.
 //! 7. [`outcome`]: how the attempt ended, and at which stage.
 //! 8. [`retry`]: outcome, attempt and policy to what becomes of the message.
-//! 9. [`store`]: claims before, outcomes after; the job states as a diagram.
-//! 10. `worker/settle.rs`: deletes and returns, in batches.
+//! 9. [`store`]: claims before, outcomes after (`worker/record.rs`); the job states as a diagram.
+//! 10. `worker/settle.rs`: deletes and returns, in batches. [`metrics`]: what is counted.
+//!
+//! Beside the path: `worker/message.rs`, the ways in which a message leaves the worker's hands;
+//! `worker/lost.rs`, jobs whose message is gone.
 //!
 //! # A module file
 //!
@@ -28,6 +31,14 @@
 //!
 //! - a. [`client`]: checks it; row and outbox row in one transaction ([`store::enqueue`]).
 //! - b. [`sender`]: outbox to broker, then marked as sent; swept by every worker.
+//!
+//! # A tick of the beater
+//!
+//! - a. [`beater`]: the loop; any number of beaters, none of which leads.
+//! - b. [`beater::schedule`]: schedule and time zone to fire times.
+//! - c. [`beater::plan`] decides, [`store::periodic`] claims: tick, job and outbox row in one
+//!   transaction.
+//! - d. [`sender`]: outbox to broker.
 //!
 //! # An example
 //!
@@ -47,13 +58,16 @@
 //! # }
 //! ```
 
+pub mod beater;
 pub mod broker;
 pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod config;
 pub mod eager;
+pub mod failpoint;
 pub mod json;
+pub mod metrics;
 mod outage;
 pub mod outcome;
 pub mod payload;

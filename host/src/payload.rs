@@ -3,7 +3,6 @@
 //! The format is that of the 2014 Python library, kept so that its producers and its worker go
 //! on unchanged: base64 of UTF-8 JSON `{"id": …, "name": …, "args": […], "kwargs": {…}}`.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use base64::Engine as _;
@@ -14,6 +13,7 @@ use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
+use crate::broker::{Attributes, MAX_ATTRIBUTES, is_message_group};
 use crate::clock::Timestamp;
 use crate::json::{self, JsonError};
 
@@ -24,10 +24,12 @@ pub const MAX_NAME_BYTES: usize = 256;
 /// Largest message, in bytes. Source: Amazon SQS quotas (1 MiB).
 pub const MAX_MESSAGE_BYTES: usize = 1_048_576;
 
-/// Attribute: when the job was first queued (RFC 3339). Kept when we send it again.
+/// Attribute: when the job was first queued (RFC 3339). Kept when we send it again. Only we set
+/// it, so it tells also that the job has a row in the database, where a worker must claim it.
 const ENQUEUED_AT: &str = "sqjobs-enqueued-at";
-/// Attribute: the job has a row in the database, so a worker must claim it there.
-const TRACKED: &str = "sqjobs-tracked";
+/// Attribute of the copy that a dead-letter queue gets: a person who moves it back wants the job
+/// to run again.
+const DEAD: &str = "sqjobs-dead";
 
 /// A job as a message asks for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +46,8 @@ pub struct Job {
     pub enqueued_at: Option<Timestamp>,
     /// Whether its sender wrote a row for it.
     pub is_tracked: bool,
+    /// Whether this is the copy of a dead job, moved back from a dead-letter queue.
+    pub is_revived: bool,
 }
 
 impl Job {
@@ -124,11 +128,7 @@ pub enum Malformed {
 ///
 /// # Errors
 /// The message is malformed, and how.
-pub fn decode(
-    body: &str,
-    attributes: &BTreeMap<String, String>,
-    message_id: &str,
-) -> Result<Job, Malformed> {
+pub fn decode(body: &str, attributes: &Attributes, message_id: &str) -> Result<Job, Malformed> {
     if body.len() > MAX_MESSAGE_BYTES {
         return Err(Malformed::TooLarge(body.len()));
     }
@@ -150,26 +150,28 @@ pub fn decode(
         Some(value) => string("name", value)?,
     };
     check_text("name", &name, MAX_NAME_BYTES)?;
-    let enqueued_at =
-        attributes.get(ENQUEUED_AT).map(|text| Timestamp::parse(text)).transpose().map_err(
-            |error| Malformed::Attribute { name: ENQUEUED_AT, reason: error.to_string() },
-        )?;
+    let enqueued_at = enqueued_at(attributes, fields.enqueued_at)?;
     Ok(Job {
         id: id(fields.id, message_id)?,
         name,
         args: container("args", fields.args, b'[', "[]", "an array")?,
         kwargs: container("kwargs", fields.kwargs, b'{', "{}", "an object")?,
         enqueued_at,
-        is_tracked: attributes.contains_key(TRACKED),
+        is_tracked: enqueued_at.is_some(),
+        is_revived: attributes.contains_key(DEAD),
     })
 }
 
 /// The body of a job's message: the same keys in the same order as the Python library sends.
 #[must_use]
 pub fn encode(job: &Job) -> String {
+    encode_with(job, "")
+}
+
+fn encode_with(job: &Job, more: &str) -> String {
     let text = |value: &str| serde_json::Value::from(value).to_string();
     let json = format!(
-        r#"{{"id": {}, "name": {}, "args": {}, "kwargs": {}}}"#,
+        r#"{{"id": {}, "name": {}, "args": {}, "kwargs": {}{more}}}"#,
         text(&job.id),
         text(&job.name),
         job.args,
@@ -178,17 +180,46 @@ pub fn encode(job: &Job) -> String {
     base64::engine::general_purpose::STANDARD.encode(json)
 }
 
-/// What travels beside the body, where older workers do not look.
+/// Body and attributes of a message that we send: the sender's own `attributes` and what we add
+/// beside the body, where older workers do not look. Where there is no room for one more
+/// attribute it stands in the body, as a key that they ignore.
 #[must_use]
-pub fn attributes(job: &Job) -> BTreeMap<String, String> {
-    let mut attributes = BTreeMap::new();
-    if let Some(time) = job.enqueued_at {
-        attributes.insert(ENQUEUED_AT.into(), time.to_string());
+pub fn outgoing(job: &Job, attributes: &Attributes) -> (String, Attributes) {
+    let mut attributes = attributes.clone();
+    attributes.remove(DEAD);
+    let Some(time) = job.enqueued_at else { return (encode(job), attributes) };
+    if attributes.len() < MAX_ATTRIBUTES || attributes.contains_key(ENQUEUED_AT) {
+        attributes.insert(ENQUEUED_AT.into(), time.to_string().into());
+        return (encode(job), attributes);
     }
-    if job.is_tracked {
-        attributes.insert(TRACKED.into(), "1".into());
+    (encode_with(job, &format!(r#", "{ENQUEUED_AT}": "{time}""#)), attributes)
+}
+
+/// The attributes of the copy that a dead-letter queue gets: those of the message, and a mark,
+/// where there is room for it.
+#[must_use]
+pub fn dead_copy_attributes(attributes: &Attributes) -> Attributes {
+    let mut attributes = attributes.clone();
+    if attributes.len() < MAX_ATTRIBUTES {
+        attributes.insert(DEAD.into(), "1".into());
     }
     attributes
+}
+
+/// When the job was first queued: by our attribute, or by the key that stands in for it.
+fn enqueued_at(
+    attributes: &Attributes,
+    key: Option<&RawValue>,
+) -> Result<Option<Timestamp>, Malformed> {
+    let invalid = |reason: String| Malformed::Attribute { name: ENQUEUED_AT, reason };
+    let told = match (attributes.get(ENQUEUED_AT), key) {
+        (Some(attribute), _) => {
+            attribute.text().ok_or_else(|| invalid("it is binary".into()))?.to_owned()
+        }
+        (None, Some(key)) => string(ENQUEUED_AT, key)?,
+        (None, None) => return Ok(None),
+    };
+    Timestamp::parse(&told).map(Some).map_err(|error| invalid(error.to_string()))
 }
 
 /// The keys that count, each as the text that was sent. Others are ignored; of a key that comes
@@ -199,6 +230,7 @@ struct Fields<'a> {
     name: Option<&'a RawValue>,
     args: Option<&'a RawValue>,
     kwargs: Option<&'a RawValue>,
+    enqueued_at: Option<&'a RawValue>,
 }
 
 impl<'de> Deserialize<'de> for Fields<'de> {
@@ -217,6 +249,7 @@ impl<'de> Deserialize<'de> for Fields<'de> {
                         "name" => &mut fields.name,
                         "args" => &mut fields.args,
                         "kwargs" => &mut fields.kwargs,
+                        ENQUEUED_AT => &mut fields.enqueued_at,
                         _ => {
                             map.next_value::<IgnoredAny>()?;
                             continue;
@@ -292,6 +325,32 @@ pub fn check_text(key: &'static str, text: &str, max_bytes: usize) -> Result<(),
     Err(Malformed::BadText { key, reason })
 }
 
+/// Checks an id that a job is added under, as [`check_text`] does, and that a worker would know
+/// the job by all of it.
+///
+/// # Errors
+/// It is not so, and how.
+pub fn check_id(id: &str) -> Result<(), Malformed> {
+    check_text("id", id, MAX_ID_BYTES)?;
+    if id.contains('#') {
+        let reason = "contains `#`, and a worker would know the job by the part before it";
+        return Err(Malformed::BadText { key: "id", reason: reason.into() });
+    }
+    Ok(())
+}
+
+/// Checks a message group: 1 to 128 ASCII letters, digits or punctuation.
+///
+/// # Errors
+/// It is not so.
+pub fn check_group(group: &str) -> Result<(), Malformed> {
+    if is_message_group(group) {
+        return Ok(());
+    }
+    let reason = "must be 1 to 128 ASCII letters, digits or punctuation";
+    Err(Malformed::BadText { key: "group", reason: reason.into() })
+}
+
 fn container(
     key: &'static str,
     value: Option<&RawValue>,
@@ -315,7 +374,7 @@ mod tests {
     use super::*;
 
     fn read(body: &str) -> Result<Job, Malformed> {
-        decode(body, &BTreeMap::new(), "the MessageId")
+        decode(body, &Attributes::new(), "the MessageId")
     }
 
     #[test]
@@ -327,8 +386,39 @@ mod tests {
             kwargs: r#"{"b": 1, "a": 2}"#.into(),
             enqueued_at: Some(Timestamp(1_795_000_000_123)),
             is_tracked: true,
+            is_revived: false,
         };
-        assert_eq!(decode(&encode(&job), &attributes(&job), "m"), Ok(job));
+        let (body, attributes) = outgoing(&job, &Attributes::new());
+        assert_eq!(decode(&body, &attributes, "m"), Ok(job));
+    }
+
+    #[test]
+    fn what_the_sender_put_beside_the_body_stays_there_even_when_that_leaves_no_room_for_ours() {
+        let job = Job {
+            id: "7c1e".into(),
+            name: "a".into(),
+            args: "[1]".into(),
+            kwargs: "{}".into(),
+            enqueued_at: Some(Timestamp(1_795_000_000_123)),
+            is_tracked: true,
+            is_revived: false,
+        };
+        for count in [0, 9, 10] {
+            let theirs: Attributes =
+                (0..count).map(|n| (format!("a{n}"), n.to_string().into())).collect();
+            let (body, sent) = outgoing(&job, &theirs);
+            assert!(sent.len() <= MAX_ATTRIBUTES);
+            assert!(theirs.iter().all(|(name, value)| sent.get(name) == Some(value)));
+            assert_eq!(decode(&body, &sent, "m"), Ok(job.clone()), "{count} attributes");
+        }
+    }
+
+    #[test]
+    fn the_copy_for_a_dead_letter_queue_is_known_when_it_comes_back() {
+        let attributes = dead_copy_attributes(&Attributes::new());
+        let job = decode(r#"{"name": "a"}"#, &attributes, "m").expect("well formed");
+        assert!(job.is_revived && !job.is_tracked);
+        assert!(outgoing(&job, &attributes).1.is_empty(), "what we send anew is no such copy");
     }
 
     #[test]
@@ -340,6 +430,7 @@ mod tests {
             kwargs: "{}".into(),
             enqueued_at: None,
             is_tracked: false,
+            is_revived: false,
         };
         assert_eq!(
             encode(&job),

@@ -60,6 +60,18 @@ pub enum Settlement {
     Abandon,
 }
 
+impl Settlement {
+    /// How long the message stays away before it comes again, if it comes again.
+    #[must_use]
+    pub fn wait(&self) -> Option<Duration> {
+        match self {
+            Self::RetryIn(wait) => Some(*wait),
+            Self::Release => Some(Duration::ZERO),
+            Self::Delete | Self::DeadLetter | Self::Cancel | Self::Abandon => None,
+        }
+    }
+}
+
 /// Decides what becomes of a message.
 ///
 /// `spent` is how many attempts the job has spent before this one; `random`, from 0.0 to 1.0,

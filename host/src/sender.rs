@@ -10,12 +10,15 @@ use tokio::sync::{Mutex, Notify};
 use tracing::warn;
 
 use crate::broker::{
-    Broker, BrokerError, EntryError, MAX_BATCH, MAX_DELAY_SECS, OutgoingMessage, Queue,
+    Attributes, Broker, BrokerError, EntryError, MAX_BATCH, MAX_DELAY_SECS, OutgoingMessage, Queue,
+    is_message_group,
 };
 use crate::clock::Clock;
+use crate::failpoint;
 use crate::outage::{Backoff, Outage};
 use crate::payload;
 use crate::store::dead::{DeadKind, DeadMessage};
+use crate::store::enqueue::{Enqueued, NewJob};
 use crate::store::outbox::OutboxRow;
 use crate::store::{Store, StoreError};
 use crate::text::printable;
@@ -46,6 +49,16 @@ impl Sender {
         self.wake.notify_one();
     }
 
+    /// Adds a job that is to be sent by the sweep, now.
+    ///
+    /// # Errors
+    /// The database failed; nothing was added.
+    pub async fn add(&self, new: &NewJob) -> Result<Enqueued, StoreError> {
+        let enqueued = self.store.enqueue_for_sweep(new).await?;
+        self.wake();
+        Ok(enqueued)
+    }
+
     /// Sends what is due, for ever.
     pub async fn sweep(self) {
         let outage = Outage::new("send what the outbox holds");
@@ -55,7 +68,8 @@ impl Sender {
                 Ok(sent) => {
                     outage.over();
                     backoff = Backoff::default();
-                    if sent < TAKE as usize {
+                    // What was sent may have held back others of its message group.
+                    if sent == 0 {
                         // Woken or not, the outbox is looked at.
                         let _ = tokio::time::timeout(PAUSE, self.wake.notified()).await;
                     }
@@ -72,23 +86,40 @@ impl Sender {
     async fn send_due(&self) -> Result<usize, StoreError> {
         let rows = self.store.take_outbox(TAKE, 0).await?;
         let taken = rows.len();
+        for row in &rows {
+            failpoint::reach("outbox-taken", &row.job.name);
+        }
         let mut by_queue: BTreeMap<String, Vec<OutboxRow>> = BTreeMap::new();
         for row in rows {
             by_queue.entry(row.queue.clone()).or_default().push(row);
         }
         for (queue, rows) in by_queue {
             for batch in rows.chunks(MAX_BATCH) {
-                self.send_rows(&queue, batch).await?;
+                for (row, error) in self.send_rows(&queue, batch).await? {
+                    warn!(
+                        queue, job.id = %printable(&row.job.id),
+                        "job {} can't be sent and is in the dead list: {error}",
+                        printable(&row.job.name)
+                    );
+                }
             }
         }
         Ok(taken)
     }
 
-    /// Sends up to ten rows to one queue, and notes for each what became of it.
+    /// Sends up to ten rows to one queue, and notes for each what became of it. Returns the rows
+    /// whose jobs the queue will never take, and why: they are in the dead list now.
     ///
     /// # Errors
     /// The database failed; what was sent will be sent once more, and run once.
-    pub async fn send_rows(&self, queue: &str, rows: &[OutboxRow]) -> Result<(), StoreError> {
+    pub async fn send_rows<'a>(
+        &self,
+        queue: &str,
+        rows: &'a [OutboxRow],
+    ) -> Result<Vec<(&'a OutboxRow, EntryError)>, StoreError> {
+        for row in rows {
+            failpoint::reach("outbox-sending", &row.job.name);
+        }
         let sent = match self.queue(queue).await {
             Ok(found) => {
                 let messages: Vec<_> = rows.iter().map(|row| message(row, &found)).collect();
@@ -101,7 +132,9 @@ impl Sender {
             Err(error) => rows.iter().map(|_| Err(of_call(&error))).collect::<Vec<_>>(),
         };
         let mut done = Vec::with_capacity(rows.len());
+        let mut refused = Vec::new();
         for (row, result) in rows.iter().zip(results) {
+            failpoint::reach("outbox-sent", &row.job.name);
             match result {
                 Ok(()) => done.push(row.id),
                 Err(EntryError::Transient(reason)) => {
@@ -114,16 +147,17 @@ impl Sender {
                     done.push(row.id);
                 }
                 Err(error) => {
-                    warn!(
-                        queue, job.id = %printable(&row.job.id),
-                        "job {} can't be sent and is in the dead list: {error}",
-                        printable(&row.job.name)
-                    );
+                    failpoint::reach("outbox-refused", &row.job.name);
                     self.store.outbox_undeliverable(row.id, &undeliverable(row, &error)).await?;
+                    refused.push((row, error));
                 }
             }
         }
-        self.store.outbox_sent(&done).await
+        self.store.outbox_sent(&done).await?;
+        for row in rows {
+            failpoint::reach("outbox-noted", &row.job.name);
+        }
+        Ok(refused)
     }
 
     /// Looks a queue up, once.
@@ -147,22 +181,34 @@ fn message(row: &OutboxRow, queue: &Queue) -> OutgoingMessage {
     let delay_secs = u32::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(MAX_DELAY_SECS);
     let group = match (&row.group, queue.is_fifo) {
         (Some(group), _) => Some(group.clone()),
-        (None, true) => Some(row.job.id.clone()),
+        // Each job without a group is a group of its own. Ids may hold what groups may not.
+        (None, true) if is_message_group(&row.job.id) => Some(row.job.id.clone()),
+        (None, true) => Some(payload::hex(&Sha256::digest(&row.job.id))),
         (None, false) => None,
     };
+    let (body, attributes) = content(row);
     OutgoingMessage {
-        body: row.body.clone().unwrap_or_else(|| payload::encode(&row.job)),
-        attributes: payload::attributes(&row.job),
+        body,
+        attributes,
         delay_secs: if queue.is_fifo { 0 } else { delay_secs.min(MAX_DELAY_SECS) },
         group,
-        deduplication_id: queue.is_fifo.then(|| deduplication_id(&row.job.id, row.send_number)),
+        deduplication_id: queue.is_fifo.then(|| deduplication_id(row)),
     }
 }
 
-/// The deduplication id of a send: a repeated send of one outbox row keeps it, so that FIFO
-/// queues drop the second; a new send of the same job changes it, so that they don't.
-fn deduplication_id(job_id: &str, send_number: i64) -> String {
-    payload::hex(&Sha256::digest(format!("{job_id}#{send_number}")))
+/// Body and attributes of a row: a copy of a dead message goes exactly as that was.
+fn content(row: &OutboxRow) -> (String, Attributes) {
+    match &row.body {
+        Some(body) => (body.clone(), row.attributes.clone()),
+        None => payload::outgoing(&row.job, &row.attributes),
+    }
+}
+
+/// The deduplication id of a row: a repeated send of it keeps it, so that FIFO queues drop the
+/// second; a new send of the same job changes it, so that they don't.
+fn deduplication_id(row: &OutboxRow) -> String {
+    let kind = if row.body.is_some() { "dead" } else { "" };
+    payload::hex(&Sha256::digest(format!("{}#{}{kind}", row.job.id, row.send_number)))
 }
 
 /// What the failure of a whole call means for each of its rows.
@@ -177,6 +223,7 @@ fn of_call(error: &BrokerError) -> EntryError {
 }
 
 fn undeliverable(row: &OutboxRow, error: &EntryError) -> DeadMessage {
+    let (body, attributes) = content(row);
     DeadMessage {
         id: row.job.id.clone(),
         kind: DeadKind::Undeliverable,
@@ -185,8 +232,8 @@ fn undeliverable(row: &OutboxRow, error: &EntryError) -> DeadMessage {
         job_id: Some(row.job.id.clone()),
         message_id: None,
         reason: error.to_string(),
-        body: row.body.clone().unwrap_or_else(|| payload::encode(&row.job)),
-        attributes: serde_json::to_string(&payload::attributes(&row.job)).unwrap_or_default(),
+        body,
+        attributes: serde_json::to_string(&attributes).unwrap_or_default(),
         group: row.group.clone(),
     }
 }
@@ -194,11 +241,37 @@ fn undeliverable(row: &OutboxRow, error: &EntryError) -> DeadMessage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Timestamp;
+    use crate::payload::Job;
+
+    fn row(id: &str, send_number: i64, body: Option<&str>) -> OutboxRow {
+        OutboxRow {
+            id: 1,
+            job: Job {
+                id: id.into(),
+                name: "a".into(),
+                args: "[]".into(),
+                kwargs: "{}".into(),
+                enqueued_at: None,
+                is_tracked: true,
+                is_revived: false,
+            },
+            queue: "q.fifo".into(),
+            group: None,
+            not_before: Timestamp(0),
+            send_number,
+            attributes: Attributes::new(),
+            body: body.map(str::to_owned),
+            tries: 0,
+        }
+    }
 
     #[test]
     fn a_repeated_send_keeps_its_deduplication_id_and_a_new_one_changes_it() {
-        assert_eq!(deduplication_id("a", 1), deduplication_id("a", 1));
-        assert_ne!(deduplication_id("a", 1), deduplication_id("a", 2));
-        assert_eq!(deduplication_id("a", 1).len(), 64);
+        let id = |send_number| deduplication_id(&row("a", send_number, None));
+        assert_eq!(id(1), id(1));
+        assert_ne!(id(1), id(2));
+        assert_ne!(id(1), deduplication_id(&row("a", 1, Some("body"))));
+        assert_eq!(id(1).len(), 64);
     }
 }

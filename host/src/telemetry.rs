@@ -2,7 +2,7 @@
 
 use tracing::Level;
 use tracing_subscriber::Layer as _;
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
@@ -16,9 +16,14 @@ pub fn start(format: LogFormat, level: Level) {
     let filter = Targets::new()
         .with_target("sqjobs", level)
         .with_target("sqjobs_host", level)
-        .with_target("sqlx", Level::ERROR)
+        // What it would log reaches us as an error too, and is told there once.
+        .with_target("sqlx", LevelFilter::OFF)
         .with_default(libraries);
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        // It would tell on standard error that standard error can't be written, and panic.
+        .log_internal_errors(false);
     let layer = match format {
         LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),

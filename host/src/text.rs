@@ -17,6 +17,27 @@ pub fn printable_block(text: &str) -> Cow<'_, str> {
     escape(text, |c| c == '\n' || c == '\t')
 }
 
+/// The text of a JSON value, still the same JSON value, with the characters that [`printable`]
+/// escapes written as JSON's own `\u` escapes: for a terminal.
+#[must_use]
+pub fn printable_json(text: &str) -> Cow<'_, str> {
+    if !text.chars().any(is_hostile) {
+        return Cow::Borrowed(text);
+    }
+    // Whitespace between the parts can't be escaped; what is left stands in strings.
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in crate::json::compact(text).chars() {
+        if is_hostile(c) {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                write!(out, "\\u{unit:04x}").expect("a String takes all");
+            }
+        } else {
+            out.push(c);
+        }
+    }
+    Cow::Owned(out)
+}
+
 fn escape(text: &str, keep: impl Fn(char) -> bool) -> Cow<'_, str> {
     if !text.chars().any(|c| is_hostile(c) && !keep(c)) {
         return Cow::Borrowed(text);
@@ -84,6 +105,16 @@ mod tests {
         assert_eq!(printable("a\u{1b}[31mred\u{202e}b\n"), "a\\u{1b}[31mred\\u{202e}b\\n");
         assert_eq!(printable("año → 日本語 🙂"), "año → 日本語 🙂");
         assert_eq!(printable_block("a\n\tb\u{7}"), "a\n\tb\\u{7}");
+    }
+
+    #[test]
+    fn json_made_printable_is_the_same_json() {
+        let text = "{\"a\":\t\"x\u{202e}\u{7f}\u{e0041}ñ\",\n\"b\": 1.50}";
+        let shown = printable_json(text);
+        assert_eq!(shown, r#"{"a":"x\u202e\u007f\udb40\udc41ñ","b":1.50}"#);
+        let value = |text: &str| serde_json::from_str::<serde_json::Value>(text).expect("JSON");
+        assert_eq!(value(&shown), value(text));
+        assert_eq!(printable_json("[1, 2]"), "[1, 2]");
     }
 
     #[test]

@@ -3,7 +3,6 @@
 //!
 //! A visibility timeout is waited for by a long poll, which ends when the message comes back.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -12,8 +11,8 @@ use std::time::{Duration, Instant};
 use sqjobs::broker::local::LocalBroker;
 use sqjobs::broker::sqs::{SqsBroker, SqsOptions};
 use sqjobs::broker::{
-    Broker, BrokerError, Delivery, Depth, EntryError, NewQueue, OutgoingMessage, Queue, Receipt,
-    ReceiveOptions,
+    Attribute, AttributeValue, Attributes, Broker, BrokerError, Delivery, Depth, EntryError,
+    NewQueue, OutgoingMessage, Queue, Receipt, ReceiveOptions,
 };
 use support::servers::unique;
 
@@ -133,7 +132,7 @@ fn asking(max_messages: usize, visibility: u64, wait: u64) -> ReceiveOptions {
 fn message(body: &str) -> OutgoingMessage {
     OutgoingMessage {
         body: body.to_owned(),
-        attributes: BTreeMap::new(),
+        attributes: Attributes::new(),
         delay_secs: 0,
         group: None,
         deduplication_id: None,
@@ -173,8 +172,13 @@ macro_rules! on_both_brokers {
 on_both_brokers! {
     async fn a_message_arrives_as_it_was_sent(bench: &Bench) {
         let queue = bench.queue().await;
-        let attributes = [("trace", "00-ab"), ("tenant", "Zoë \"x\"\n")];
-        let attributes = BTreeMap::from(attributes.map(|(k, v)| (k.to_owned(), v.to_owned())));
+        let of = |data_type: &str, value| Attribute { data_type: data_type.to_owned(), value };
+        let attributes = Attributes::from([
+            ("trace".to_owned(), "00-ab".into()),
+            ("tenant".to_owned(), "Zoë \"x\"\n".into()),
+            ("count".to_owned(), of("Number", AttributeValue::Text("1.50".to_owned()))),
+            ("blob".to_owned(), of("Binary.png", AttributeValue::Binary(vec![0, 159, 255]))),
+        ]);
         let body = "{\"id\": \"é\u{1f980}\", \"name\": \"a\\u0000b\"}\n\t";
         let ids = bench.send(&queue, &[OutgoingMessage { attributes: attributes.clone(), ..message(body) }]).await;
         let delivery = bench.receive_one(&queue, 30, 5).await;

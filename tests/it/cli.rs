@@ -266,6 +266,7 @@ fn completions_are_printed_for_each_shell() {
 #[test]
 fn wrong_usage_exits_2_and_names_what_was_expected() {
     let project = Project::with_guests(&["adder"]);
+    let long = "x".repeat(257);
     let cases: &[(&[&str], &[&str])] = &[
         (&["nonsense"], &["nonsense"]),
         (&["worker"], &["queue"]),
@@ -282,6 +283,50 @@ fn wrong_usage_exits_2_and_names_what_was_expected() {
         (&["list", "--limit", "-1"], &["limit"]),
         (&["list", "--status", "DONE"], &["SUCCESS"]),
         (&["worker", "q", "--config", "missing.toml"], &["missing.toml"]),
+        (&["worker", "q", "--config", ""], &["--config"]),
+        (&["worker", "q", "--data-dir", ""], &["--data-dir"]),
+        (&["worker", "q", "--jobs-dir", ""], &["--jobs-dir"]),
+        (&["worker", "q", "--grace", "-5s"], &["--grace", "-5s"]),
+        (&["worker", ""], &["queue"]),
+        (&["worker", "a b"], &["a b", "queue", "letters"]),
+        (&["worker", "https://nowhere", "--broker", "sqs"], &["nowhere", "ACCOUNT/NAME"]),
+        (&["add", ""], &["name", "empty"]),
+        (&["add", "a\nb", "--queue", "q"], &["name", "control"]),
+        (&["add", &long, "--queue", "q"], &["name", "257", "256"]),
+        (&["add", "adder_job", "--id", ""], &["--id", "empty"]),
+        (&["add", "adder_job", "--id", "a#b"], &["--id", "#"]),
+        (&["add", "adder_job", "--id", "a\tb"], &["--id", "control"]),
+        (&["add", "adder_job", "--id", &long], &["--id", "257", "256"]),
+        (&["add", "adder_job", "--queue", ""], &["--queue"]),
+        (&["add", "adder_job", "--queue", "a/b"], &["--queue", "a/b", "letters"]),
+        (&["add", "adder_job", "--queue", &long], &["--queue", "80"]),
+        (&["add", "adder_job", "--group", ""], &["--group", "128"]),
+        (&["add", "adder_job", "--group", "a b"], &["--group", "128"]),
+        (&["add", "adder_job", "--group", "año"], &["--group", "128"]),
+        (&["add", "adder_job", "--kwarg", "=1"], &["--kwarg", "KEY=VALUE"]),
+        (&["add", "adder_job", "--kwarg", "a=1", "--kwarg", "a=2"], &["--kwarg", "`a`", "twice"]),
+        (&["add", "adder_job", "1", "--args-json", "[1]"], &["--args-json"]),
+        (&["add", "adder_job", "--kwarg", "a=1", "--kwargs-json", "{}"], &["--kwargs-json"]),
+        (&["add", "adder_job", "--args-json", "-1"], &["array", "number"]),
+        (&["add", "adder_job", "--queue", "a", "--queue", "b"], &["--queue"]),
+        (&["run", ""], &["name", "empty"]),
+        (&["run", "adder_job", "--job", "x"], &["--job", "adder_job", "file"]),
+        (&["run", "adder_job", "--id", ""], &["--id", "empty"]),
+        (&["run", "adder_job", "--id", "a#b"], &["--id", "#"]),
+        (&["run", "jobs/adder.wasm", "--job", ""], &["name", "empty"]),
+        (&["status", ""], &["<ID>"]),
+        (&["list", "--limit", "0"], &["limit"]),
+        (&["list", "--limit", "99999999999999999999999"], &["limit"]),
+        (&["list", "--job", ""], &["--job"]),
+        (&["list", "--queue", ""], &["--queue"]),
+        (&["dead", "list", "--kind", "bogus"], &["bogus", "malformed", "unknown-job", "lost"]),
+        (&["dead", "list", "--limit", "-1"], &["limit"]),
+        (&["dead", "show", ""], &["<ID>"]),
+        (&["dead"], &["list", "show"]),
+        (&["new", "fn"], &["fn", "fn-job"]),
+        (&["new", "core"], &["core", "core-job"]),
+        (&["new", ""], &["letter"]),
+        (&["list", "--nonsense"], &["--nonsense"]),
     ];
     for (args, words) in cases {
         let output = project.run(args).exits(2);
@@ -352,6 +397,10 @@ fn sqs_errors_say_what_to_do() {
     project.run(&["worker", &missing]).exits(1).is_a_sentence().says(&[&missing, "does not exist"]);
     let add = project.run(&["add", "adder_job", "1", "--queue", &missing]).exits(1);
     add.is_a_sentence().says(&[&missing, "does not exist"]);
+
+    project.set("AWS_ENDPOINT_URL", "http://127.0.0.1:1");
+    let nowhere = project.run(&["worker", "q"]).exits(1);
+    nowhere.is_a_sentence().says(&["127.0.0.1:1", "check AWS_ENDPOINT_URL"]);
 }
 
 #[test]

@@ -146,6 +146,39 @@ fn several_jobs_folders_serve_together() {
     assert_eq!(jobs.stdout, by_file.stdout);
 }
 
+/// One sentence of ours with a remedy: no line of the driver's, no wait for a connection that
+/// can't come.
+#[test]
+fn a_database_that_cannot_be_opened_is_told_in_one_line_with_a_remedy() {
+    let project = Project::with_guests(&["adder"]);
+    project.write("text.db", "no database ".repeat(1000));
+    project.write(".sqjobs/sqjobs.db", "no database ".repeat(1000));
+    let postgres = servers::database_url();
+    let server = postgres.rsplit_once('@').unwrap().1.split('/').next().unwrap();
+    let sqs = servers::sqs_url();
+    for (database, words) in [
+        ("sqlite:text.db".to_owned(), &["text.db", "no SQLite database", "--database"][..]),
+        ("sqlite:jobs".to_owned(), &["jobs", "file", "--database"]),
+        ("sqlite:text.db/x.db".to_owned(), &["text.db", "--data-dir"]),
+        ("postgres://nobody@127.0.0.1:1/none".to_owned(), &["127.0.0.1:1", "host and port"]),
+        (sqs.replace("http://", "postgres://nobody@"), &["host and port"]),
+        (format!("postgres://postgres@{server}/nowhere"), &["nowhere", "create it"]),
+        (format!("postgres://nobody@{server}/postgres"), &["nobody", "PGPASSWORD"]),
+    ] {
+        for command in [&["list"][..], &["migrate"], &["worker", "q", "--log-level", "warn"]] {
+            let output = project.run(&[command, &["--database", &database]].concat()).exits(1);
+            output.is_a_sentence().says(words);
+            assert_eq!(output.stderr.lines().count(), 1, "{output}");
+            assert!(!output.stderr.contains("timed out"), "{output}");
+        }
+    }
+    // The embedded queue beside an SQLite file that is good.
+    let args = ["worker", "q", "--database", "sqlite:good.db", "--log-level", "warn"];
+    let output = project.run(&args).exits(1);
+    output.is_a_sentence().says(&["sqjobs.db", "no SQLite database", "--data-dir"]);
+    assert_eq!(output.stderr.lines().count(), 1, "{output}");
+}
+
 #[test]
 fn a_database_password_may_come_from_a_file() {
     let setup = Setup::new(Pair::PostgresSqs, &["adder"]);
@@ -236,4 +269,81 @@ fn an_attempt_keeps_the_settings_that_it_began_with() {
     let row = setup.wait_for_status(&id, "SUCCESS");
     assert_eq!(row.number("attempts"), 1);
     assert_eq!(worker.terminate(), Some(0));
+}
+
+fn variables(setup: &Setup) -> String {
+    let id = setup.add(&["look_around"]);
+    setup.wait_for_status(&id, "SUCCESS").text("result")
+}
+
+const GREETING: &str = "[modules.outcomes.grants]\nenv = [\"GREETING\"]\n";
+
+#[test]
+fn grants_change_while_a_worker_runs_and_a_revoked_one_ends_at_the_next_attempt() {
+    let mut setup = Setup::new(Pair::Embedded, &["outcomes"]);
+    setup.project.set("GREETING", "hello");
+    let mut worker = worker_with(&setup, "");
+    assert!(!variables(&setup).contains("GREETING"));
+    for (file, is_granted) in [(GREETING, true), ("", false)] {
+        setup.project.write(WORKER_FILE, file);
+        worker.wait_for_line(&["read the configuration again"]);
+        assert_eq!(variables(&setup).contains("hello"), is_granted, "{file}");
+    }
+    assert_eq!(worker.terminate(), Some(0));
+}
+
+#[test]
+fn a_grant_with_a_fault_leaves_all_old_settings_and_says_why() {
+    let mut setup = Setup::new(Pair::Embedded, &["outcomes"]);
+    setup.project.set("GREETING", "hello");
+    let short = "[jobs.sleep_ms]\ntimeout = \"50ms\"\nmax-attempts = 1\n";
+    let mut worker = worker_with(&setup, &format!("{short}{GREETING}"));
+    for fault in [
+        "[[modules.outcomes.grants.folders]]\npath = \"missing\"\n",
+        "[[modules.outcomes.grants.folders]]\npath = \"jobs\"\n",
+        "[modules.outcomes.grants.secrets]\nA = { env = \"NO_SUCH\" }\n",
+    ] {
+        setup.project.write(WORKER_FILE, fault);
+        worker.wait_for_line(&["the old one stays", "[modules.outcomes.grants]"]);
+    }
+    assert!(variables(&setup).contains("hello"));
+    assert_eq!(end_of_a_slow_job(&setup), "FAILURE");
+    assert_eq!(worker.terminate(), Some(0));
+}
+
+#[test]
+fn a_module_that_was_refused_is_looked_at_again_when_the_file_grants_what_it_wants() {
+    let setup = Setup::new(Pair::Embedded, &["fetcher"]);
+    let mut worker = worker_with(&setup, "");
+    worker.wait_for_line(&["refused a module", "wasi:http"]);
+    let grants = "[modules.fetcher.grants]\nhttp = [\"api.example.com:443\"]\n";
+    setup.project.write(WORKER_FILE, grants);
+    worker.wait_for_line(&["module `fetcher` serves"]);
+    assert_eq!(worker.terminate(), Some(0));
+}
+
+#[test]
+fn periodic_entries_of_the_file_change_while_a_worker_runs() {
+    let setup = Setup::new(Pair::Embedded, &["adder"]);
+    let mut worker = worker_with(&setup, "");
+    for every in ["10m", "20m"] {
+        let entry = format!("[periodic.adder_job]\nevery = \"{every}\"\nargs = [1, 2]\n");
+        setup.project.write(WORKER_FILE, entry);
+        worker.wait_for_line(&["the periodic entry `adder_job` is"]);
+        let listed = setup.run(&["periodic", "list"]).ok();
+        assert!(listed.stdout.contains(every), "{}", listed.stdout);
+    }
+    assert_eq!(worker.terminate(), Some(0));
+}
+
+/// What the guide shows can be copied.
+#[test]
+fn the_examples_of_the_guide_are_accepted() {
+    let guide = include_str!("../../docs/configuration.md");
+    let blocks = guide.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let settings: Vec<&str> = blocks.collect();
+    assert!(settings.len() > 2, "{settings:?}");
+    let project = Project::with_guests(&[]);
+    project.write("sqjobs.toml", settings.join("\n"));
+    let _ = project.run(&["list"]).ok();
 }

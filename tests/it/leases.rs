@@ -110,27 +110,3 @@ fn a_job_that_failed_for_good_is_copied_to_the_dead_letter_queue() {
         assert_eq!(setup.wait_for_dead(1)[0].text("body"), body);
     }
 }
-
-#[test]
-fn order_within_a_message_group_holds_under_failures() {
-    for pair in [Pair::SqliteSqs, Pair::PostgresSqs] {
-        let setup = Setup::new(pair, &["outcomes"]);
-        setup.project.write("sqjobs.toml", "[defaults]\ninitial-backoff = \"2s\"\n");
-        let name = format!("{}.fifo", servers::unique("ordered"));
-        let queue = SqsQueue::create(&name, &[("FifoQueue", "true")]);
-        let add = |job: &[&str], group: &str| {
-            let args = [&["add", "--queue", &queue.name, "--group", group], job].concat();
-            setup.run(&args).ok().line().to_owned()
-        };
-        let first = add(&["fail_until", "3"], "g");
-        let second = add(&["counter"], "g");
-        let third = add(&["counter"], "g");
-        let other = add(&["counter"], "h");
-        let _worker = setup.project.worker(&[&queue.name]);
-        let [first, second, third, other] =
-            [first, second, third, other].map(|id| setup.wait_for_status(&id, "SUCCESS"));
-        assert!(second.text("started_at") >= first.text("finished_at"), "{first} {second}");
-        assert!(third.text("started_at") >= second.text("finished_at"), "{second} {third}");
-        assert!(other.text("started_at") < first.text("finished_at"), "groups run side by side");
-    }
-}

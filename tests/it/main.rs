@@ -31,19 +31,35 @@ macro_rules! on_every_pair {
     )+};
 }
 
+mod beater;
 mod broker_contract;
 mod cli;
 mod config;
+mod crash;
+mod database_outages;
 mod dev;
+mod fifo;
+mod grants;
+mod guarantees;
+mod hostile_jobs;
+mod hostile_modules;
 mod hot_reload;
+mod http_grants;
 mod leases;
 mod lifecycle;
+mod limits;
 mod message_path;
 mod migrate;
+mod model;
 mod modules;
 mod old_producers;
 mod outages;
+mod outbox_door;
+mod output;
+mod periodic;
+mod periodic_next;
 mod shutdown;
+mod slots;
 mod store_contract;
 mod swaps;
 mod versions;

@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use serde_json::value::RawValue;
-use support::{Json, Setup, servers, wait};
+use support::{Json, Pair, Setup, servers, wait};
 
 /// Bodies as they lie in SQS, and what a worker does with each.
 const SAMPLES: &str = include_str!("../fixtures/sample_bodies.json");
@@ -354,4 +354,34 @@ on_every_pair! {
 fn sha256_hex(bytes: &[u8]) -> String {
     use sha2::{Digest as _, Sha256};
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Rows of the embedded queue that somebody edited by hand to what can't be read.
+#[test]
+fn a_message_that_was_edited_to_nonsense_harms_itself_only() {
+    let setup = Setup::new(Pair::Embedded, &["outcomes"]);
+    let ids: Vec<String> = (0..6).map(|_| setup.add(&["counter"])).collect();
+    for (row, change) in [
+        "attributes = 'no JSON'",
+        "attributes = '{\"sqjobs-tracked\": 1}'",
+        "sent_at = 'yesterday', receive_count = 'often', received_at = 'never', receipt = x'ff'",
+        "visible_at = 'soon'",
+        "body = x'ff00', message_group = x'ff', message_id = x'6dff'",
+    ]
+    .iter()
+    .enumerate()
+    {
+        let at = format!("(SELECT min(seq) + {row} FROM sqjobs_messages)");
+        setup.execute(&format!("UPDATE sqjobs_messages SET {change} WHERE seq = {at}"));
+    }
+    let mut worker = setup.worker(&[]);
+    for id in [&ids[..4], &ids[5..]].concat() {
+        let _ = setup.wait_for_status(&id, "SUCCESS");
+    }
+    let dead = setup.wait_for_dead(1).remove(0);
+    assert_eq!(dead.text("kind"), "malformed");
+    assert_eq!(dead.text("body"), "\u{fffd}\0");
+    setup.wait_until_drained();
+    worker.wait_for_line(&["WARN", "attributes"]);
+    assert_eq!(worker.terminate(), Some(0));
 }

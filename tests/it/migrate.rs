@@ -95,8 +95,8 @@ fn a_database_of_a_much_newer_release_is_refused_with_both_versions() {
         let setup = Setup::new(pair, &["adder"]);
         let _ = setup.run(&["migrate"]).ok();
         let table = versions_table(&setup);
-        let last = format!("(SELECT max(version) FROM {table})");
-        setup.execute(&format!("UPDATE {table} SET version = 987 WHERE version = {last}"));
+        let newest = format!("(SELECT max(version) FROM {table})");
+        setup.execute(&format!("UPDATE {table} SET version = 987 WHERE version = {newest}"));
         for args in [&["worker", setup.queue.as_str()][..], &["list"], &["migrate"]] {
             setup.run(args).exits(1).is_a_sentence().says(&["987", "newer"]);
         }

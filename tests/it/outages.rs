@@ -68,3 +68,72 @@ fn lost_calls_lose_no_job_and_double_no_success() {
         assert_eq!(setup.dead().len(), 0);
     }
 }
+
+#[test]
+fn throttling_delays_work_and_loses_none() {
+    let (setup, proxy) = behind_proxy(Pair::SqliteSqs, 21);
+    let ids = send_counters(&setup, 30);
+    let mut worker = setup.worker(&["--concurrency", "10"]);
+    worker.wait_until_ready();
+    proxy.set_faults(Faults { throttled: 1.0, ..Faults::default() });
+    let before = proxy.calls("ReceiveMessage");
+    wait::until_true("throttled receives", || proxy.calls("ReceiveMessage") > before + 3);
+    proxy.set_faults(Faults { throttled: 0.3, ..Faults::default() });
+    for id in &ids {
+        assert_eq!(setup.wait_for_status(id, "SUCCESS").number("attempts"), 1, "{id}");
+    }
+    setup.wait_until_drained();
+    assert_eq!(worker.terminate(), Some(0));
+}
+
+/// SQS tells of them with HTTP 200, beside those that were done.
+#[test]
+fn entries_that_fail_within_a_batch_are_tried_again() {
+    let (setup, proxy) = behind_proxy(Pair::SqliteSqs, 22);
+    let ids = send_counters(&setup, 30);
+    proxy.set_faults(Faults { failed_entry: 0.5, ..Faults::default() });
+    // Long, so that a message which comes again within the test was not given up to its lease.
+    let mut worker = setup.worker(&["--lease", "10m"]);
+    for id in &ids {
+        assert_eq!(setup.wait_for_status(id, "SUCCESS").number("attempts"), 1, "{id}");
+    }
+    setup.wait_until_drained();
+    assert!(proxy.calls("DeleteMessageBatch") > 3, "some entries were sent again");
+    assert_eq!(worker.terminate(), Some(0));
+}
+
+/// SQS takes a delete under an expired receipt, says that all is well, and deletes nothing.
+#[test]
+fn a_delete_that_did_nothing_is_made_up_for_at_the_next_delivery() {
+    let (setup, proxy) = behind_proxy(Pair::SqliteSqs, 23);
+    proxy.set_faults(Faults { expired_receipt: 1.0, ..Faults::default() });
+    let ids = send_counters(&setup, 1);
+    let mut worker = setup.worker(&["--lease", "5s"]);
+    wait::until_true("a delete", || proxy.calls("DeleteMessageBatch") > 0);
+    proxy.set_faults(Faults::default());
+    worker.wait_for_line(&[&ids[0], "is SUCCESS already"]);
+    setup.wait_until_drained();
+    assert_eq!(worker.terminate(), Some(0));
+    let runs = worker.log().iter().filter(|line| line.contains("counted")).count();
+    assert_eq!(runs, 1, "{}", worker.shown());
+}
+
+/// Its worker lives on, and with it the claims that it holds: the lost attempt's must not be one.
+#[test]
+fn an_attempt_whose_receipt_expired_is_stopped_and_its_job_runs_again() {
+    for pair in [Pair::SqliteSqs, Pair::PostgresSqs] {
+        let (setup, proxy) = behind_proxy(pair, 24);
+        proxy.set_faults(Faults { expired_receipt: 1.0, ..Faults::default() });
+        let body = r#"{"id": "slow", "name": "effect", "kwargs": {"ms": 4500}}"#;
+        setup.send_body(body);
+        let mut worker = setup.worker(&["--lease", "5s"]);
+        worker.wait_for_line(&["lost a lease"]);
+        proxy.set_faults(Faults::default());
+        let row = setup.wait_for_status("slow", "SUCCESS");
+        assert_eq!(row.number("attempts"), 2, "{row}");
+        setup.wait_until_drained();
+        assert_eq!(worker.terminate(), Some(0));
+        let ends = worker.log().iter().filter(|line| line.contains("ended slow")).count();
+        assert_eq!(ends, 1, "the first attempt was stopped before its end: {}", worker.shown());
+    }
+}

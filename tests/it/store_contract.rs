@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
+use sqjobs::broker::Attributes;
 use sqjobs::clock::Timestamp;
 use sqjobs::payload::Job;
 use sqjobs::store::claim::{Begun, Claim, ClaimRequest, ModuleVersion};
 use sqjobs::store::dead::{DeadFilter, DeadKind, DeadMessage};
 use sqjobs::store::enqueue::{Enqueued, NewJob};
 use sqjobs::store::finish::{Ending, FinishRequest};
+use sqjobs::store::lost::LostFilter;
+use sqjobs::store::park::ParkRequest;
 use sqjobs::store::read::JobFilter;
 use sqjobs::store::workers::WorkerRow;
 use sqjobs::store::{Database, Store, StoreError};
@@ -60,6 +63,7 @@ fn job(id: &str) -> Job {
         kwargs: r#"{"b": 1, "a": 2}"#.into(),
         enqueued_at: Some(Timestamp(1_700_000_000_000)),
         is_tracked: false,
+        is_revived: false,
     }
 }
 
@@ -76,6 +80,8 @@ fn claim(job: &Job, worker: &str, token: &str) -> ClaimRequest {
         token: token.into(),
         worker_id: worker.into(),
         module: version(),
+        is_alone: false,
+        is_ordered: false,
     }
 }
 
@@ -100,6 +106,9 @@ fn finish(job: &Job, token: &str, attempt: u32, ending: Ending) -> FinishRequest
         duration: Duration::from_millis(7),
         children: Vec::new(),
         is_parked: false,
+        address: "q".into(),
+        attributes: Attributes::new(),
+        is_ordered: false,
         dead_letter_queue: None,
     }
 }
@@ -123,6 +132,30 @@ fn worker(id: &str, lease: Duration) -> WorkerRow {
     WorkerRow { id: id.into(), host: "h".into(), pid: 1, queues: "q".into(), lease }
 }
 
+fn new_job() -> NewJob {
+    NewJob {
+        job: job("new"),
+        queue: "q".into(),
+        queue_url: None,
+        group: None,
+        not_before: None,
+        parent_id: None,
+        generation: 0,
+    }
+}
+
+fn park(job: &Job, address: &str, group: Option<&str>) -> ParkRequest {
+    ParkRequest {
+        job: job.clone(),
+        queue: "q".into(),
+        address: address.into(),
+        group: group.map(str::to_owned),
+        attributes: Attributes::new(),
+        wait: Duration::ZERO,
+        is_ordered: group.is_some(),
+    }
+}
+
 const LEASE: Duration = Duration::from_secs(600);
 
 async fn begin(store: &Store, job: &Job, token: &str) -> Begun {
@@ -131,6 +164,14 @@ async fn begin(store: &Store, job: &Job, token: &str) -> Begun {
         Claim::Begun(begun) => begun,
         other => panic!("{other:?}"),
     }
+}
+
+/// A worker begins the job and dies.
+async fn crash(store: &Store, job: &Job, id: &str) {
+    store.renew_worker(&worker(id, LEASE)).await.unwrap();
+    let claims = store.claim(&[claim(job, id, id)]).await.unwrap();
+    assert!(matches!(claims[0], Claim::Begun(_)), "{claims:?}");
+    store.remove_worker(id).await.unwrap();
 }
 
 async fn end(store: &Store, request: FinishRequest) -> bool {
@@ -161,6 +202,46 @@ on_every_database! {
         assert_eq!(again, [Claim::Finished("SUCCESS".into())]);
         assert!(!end(&store, finish(&job, "t", 1, Ending::Retry(LEASE))).await, "success stays");
         assert_eq!(store.status("a").await.unwrap().unwrap().status, "SUCCESS");
+    }
+
+    /// The database committed and the connection broke: the caller asks once more.
+    async fn a_claim_that_is_repeated_is_made_once(store) {
+        let job = job("a");
+        let first = begin(&store, &job, "t").await;
+        assert_eq!(begin(&store, &job, "t").await, first);
+        assert_eq!(store.status("a").await.unwrap().unwrap().attempts, 1);
+        let other = store.claim(&[claim(&job, "w", "t2")]).await.unwrap().remove(0);
+        assert!(matches!(other, Claim::Held(_)), "{other:?}");
+    }
+
+    async fn an_outcome_that_is_repeated_is_told_as_stored_and_done_once(store) {
+        let parent = job("a");
+        let _ = begin(&store, &parent, "t").await;
+        let mut request = finish(&parent, "t", 1, Ending::Retry(Duration::ZERO));
+        request.children = vec![new_job()];
+        assert!(end(&store, request.clone()).await);
+        let once = store.status("a").await.unwrap().unwrap();
+        assert!(end(&store, request.clone()).await);
+        assert_eq!(store.status("a").await.unwrap().unwrap(), once);
+        assert_eq!(store.take_outbox(10, 0).await.unwrap().len(), 1);
+        let _ = begin(&store, &parent, "t2").await;
+        assert!(end(&store, request).await, "also while the next attempt runs");
+        assert_eq!(store.status("a").await.unwrap().unwrap().status, "RUNNING");
+    }
+
+    async fn a_claim_that_is_let_go_is_free_at_once_and_only_its_owner_lets_it_go(store) {
+        let job = job("a");
+        let _ = begin(&store, &job, "t").await;
+        store.let_go("a", "other").await.unwrap();
+        assert_eq!(store.status("a").await.unwrap().unwrap().status, "RUNNING");
+        store.let_go("a", "t").await.unwrap();
+        assert_eq!(store.status("a").await.unwrap().unwrap().status, "PENDING");
+        assert!(!end(&store, finish(&job, "t", 1, Ending::Success)).await);
+        let again = begin(&store, &job, "t2").await;
+        assert_eq!((again.attempt, again.spent, again.crashes), (2, 0, 0));
+        let attempts = store.attempts("a").await.unwrap();
+        let outcomes: Vec<_> = attempts.iter().map(|attempt| attempt.outcome.as_str()).collect();
+        assert_eq!(outcomes, ["lease-lost", "running"]);
     }
 
     async fn a_living_claim_holds_others_off_for_the_rest_of_its_lease(store) {
@@ -269,7 +350,7 @@ on_every_database! {
         let entry = store.dead("a").await.unwrap().unwrap();
         assert_eq!(entry.body, b"body \0 as it was");
         assert_eq!(entry.reason, "no\u{fffd} way", "PostgreSQL's text takes no U+0000");
-        store.put_aside(&dead("a")).await.unwrap();
+        assert!(store.put_aside(&dead("a"), None, None).await.unwrap());
         let mut count = 0;
         store
             .each_dead(&DeadFilter::default(), |_| {
@@ -289,9 +370,9 @@ on_every_database! {
             message_id: Some(message.into()),
             ..dead("1")
         };
-        store.put_aside(&unknown("one", "m1")).await.unwrap();
-        store.put_aside(&unknown("two", "m2")).await.unwrap();
-        store.put_aside(&unknown("two", "m2")).await.unwrap();
+        assert!(store.put_aside(&unknown("one", "m1"), None, None).await.unwrap());
+        assert!(store.put_aside(&unknown("two", "m2"), None, None).await.unwrap());
+        assert!(store.put_aside(&unknown("two", "m2"), None, None).await.unwrap());
         assert_eq!(store.dead("1").await.unwrap().unwrap().body, b"one");
         assert_eq!(store.dead("m2").await.unwrap().unwrap().body, b"two");
     }
@@ -349,7 +430,7 @@ on_every_database! {
             parent_id: None,
             generation: 0,
         };
-        let Enqueued::Added { outbox_id } = store.enqueue(&new).await.unwrap() else { panic!() };
+        let Enqueued::Added { outbox_id, .. } = store.enqueue(&new).await.unwrap() else { panic!() };
         assert_eq!(store.enqueue(&new).await.unwrap(), Enqueued::Existing);
         let other = NewJob { job: Job { args: "[]".into(), ..job("a") }, ..new.clone() };
         assert_eq!(store.enqueue(&other).await.unwrap(), Enqueued::Conflict);
@@ -375,12 +456,250 @@ on_every_database! {
             parent_id: None,
             generation: 0,
         };
-        let Enqueued::Added { outbox_id } = store.enqueue(&new).await.unwrap() else { panic!() };
+        let Enqueued::Added { outbox_id, .. } = store.enqueue(&new).await.unwrap() else { panic!() };
         let undeliverable = DeadMessage { kind: DeadKind::Undeliverable, ..dead("a") };
         store.outbox_undeliverable(outbox_id, &undeliverable).await.unwrap();
         let row = store.status("a").await.unwrap().unwrap();
         assert_eq!((row.status.as_str(), row.error_kind.as_deref()), ("FAILURE", Some("undeliverable")));
         assert_eq!(store.dead("a").await.unwrap().unwrap().kind, "undeliverable");
+    }
+
+    async fn a_job_that_took_two_workers_down_runs_alone_and_only_a_crash_alone_puts_it_aside(store) {
+        let job = job("a");
+        crash(&store, &job, "w0").await;
+        crash(&store, &job, "w1").await;
+        store.renew_worker(&worker("w", LEASE)).await.unwrap();
+        let beside = store.claim(&[claim(&job, "w", "t2")]).await.unwrap();
+        assert_eq!(beside, [Claim::OnlyAlone]);
+        assert_eq!(store.status("a").await.unwrap().unwrap().attempts, 2, "nothing was begun");
+        let alone = ClaimRequest { is_alone: true, ..claim(&job, "w", "t3") };
+        let claims = store.claim(std::slice::from_ref(&alone)).await.unwrap();
+        assert!(matches!(&claims[0], Claim::Begun(begun) if begun.crashes == 2), "{claims:?}");
+        store.remove_worker("w").await.unwrap();
+        store.renew_worker(&worker("w4", LEASE)).await.unwrap();
+        let claims = store.claim(&[claim(&job, "w4", "t4")]).await.unwrap();
+        let Claim::Crashed(reason) = &claims[0] else { panic!("{claims:?}") };
+        let message = DeadMessage { kind: DeadKind::Crashed, reason: reason.clone(), ..dead("a") };
+        assert!(store.put_aside(&message, Some(&job), None).await.unwrap());
+        let row = store.status("a").await.unwrap().unwrap();
+        assert_eq!((row.status.as_str(), row.error_kind.as_deref()), ("FAILURE", Some("crashed")));
+        let attempts = store.attempts("a").await.unwrap();
+        assert!(attempts.iter().all(|attempt| attempt.outcome == "crashed"), "{attempts:?}");
+    }
+
+    async fn a_job_that_ended_alone_is_no_crash_of_a_later_attempt_alone(store) {
+        let job = job("a");
+        crash(&store, &job, "w0").await;
+        crash(&store, &job, "w1").await;
+        store.renew_worker(&worker("w", LEASE)).await.unwrap();
+        let alone = |token| ClaimRequest { is_alone: true, ..claim(&job, "w", token) };
+        let claims = store.claim(&[alone("t2")]).await.unwrap();
+        assert!(matches!(claims[0], Claim::Begun(_)), "{claims:?}");
+        assert!(end(&store, finish(&job, "t2", 3, Ending::Retry(Duration::ZERO))).await);
+        let claims = store.claim(&[claim(&job, "w", "t3")]).await.unwrap();
+        assert_eq!(claims, [Claim::OnlyAlone]);
+        let claims = store.claim(&[alone("t4")]).await.unwrap();
+        assert!(matches!(claims[0], Claim::Begun(_)), "{claims:?}");
+    }
+
+    async fn what_is_put_aside_fails_its_own_job_and_no_other(store) {
+        let unknown = |id: &str| DeadMessage { kind: DeadKind::UnknownJob, ..dead(id) };
+        let new = |id: &str| NewJob { job: job(id), ..new_job() };
+        for id in ["waits", "other", "done"] {
+            store.enqueue(&new(id)).await.unwrap();
+        }
+        let _ = begin(&store, &job("done"), "t").await;
+        assert!(end(&store, finish(&job("done"), "t", 1, Ending::Success)).await);
+        let _ = begin(&store, &job("runs"), "t2").await;
+        let another = Job { args: "[]".into(), ..job("other") };
+        for (id, job) in
+            [("waits", job("waits")), ("other", another), ("done", job("done")), ("runs", job("runs"))]
+        {
+            assert!(store.put_aside(&unknown(id), Some(&job), None).await.unwrap());
+        }
+        for (id, status) in
+            [("waits", "FAILURE"), ("other", "PENDING"), ("done", "SUCCESS"), ("runs", "RUNNING")]
+        {
+            assert_eq!(store.status(id).await.unwrap().unwrap().status, status, "{id}");
+        }
+        let row = store.status("waits").await.unwrap().unwrap();
+        assert_eq!(row.error_kind.as_deref(), Some("unknown-job"));
+    }
+
+    async fn malformed_bodies_take_no_more_space_than_their_queue_may_have(store) {
+        let malformed = |id: &str, queue: &str| DeadMessage {
+            kind: DeadKind::Malformed,
+            body: "x".repeat(40),
+            queue: queue.into(),
+            job_id: None,
+            ..dead(id)
+        };
+        let put = |message: DeadMessage| {
+            let store = store.clone();
+            async move { store.put_aside(&message, None, Some(100)).await.unwrap() }
+        };
+        assert!(put(malformed("1", "q")).await);
+        assert!(put(malformed("2", "q")).await);
+        assert!(put(malformed("2", "q")).await, "the same message takes no more");
+        assert!(!put(malformed("3", "q")).await, "120 bytes are more than 100");
+        assert!(store.dead("3").await.unwrap().is_none());
+        assert!(put(malformed("4", "other")).await);
+        assert!(!store.put_aside(&malformed("5", "third"), None, Some(39)).await.unwrap());
+    }
+
+    async fn a_parked_job_is_sent_again_with_what_its_message_had(store) {
+        let attributes = Attributes::from([("tenant".to_owned(), "acme".into())]);
+        let job = job("a");
+        let _ = begin(&store, &job, "t").await;
+        let request = FinishRequest {
+            is_parked: true,
+            group: Some("g".into()),
+            address: "http://h/q".into(),
+            attributes: attributes.clone(),
+            ..finish(&job, "t", 1, Ending::Retry(Duration::ZERO))
+        };
+        assert!(end(&store, request).await);
+        let rows = store.take_outbox(10, 0).await.unwrap();
+        assert_eq!(rows.len(), 1);
+        assert_eq!((rows[0].queue.as_str(), &rows[0].attributes), ("http://h/q", &attributes));
+        assert_eq!(rows[0].group.as_deref(), Some("g"));
+        assert_eq!(rows[0].job.enqueued_at, Some(Timestamp(1_700_000_000_000)));
+    }
+
+    async fn a_message_that_has_not_begun_is_parked_once(store) {
+        let request = park(&job("a"), "q", None);
+        store.park_message(&request).await.unwrap();
+        store.park_message(&request).await.unwrap();
+        assert_eq!(store.status("a").await.unwrap().unwrap().status, "PENDING");
+        assert_eq!(store.take_outbox(10, 0).await.unwrap().len(), 1);
+    }
+
+    /// Messages one, two and three of a group; the first is parked, the others come meanwhile.
+    async fn what_is_parked_keeps_its_place_in_its_group(store) {
+        store.renew_worker(&worker("w", LEASE)).await.unwrap();
+        let of = |id: &str, token: &str| ClaimRequest {
+            group: Some("g".into()),
+            is_ordered: true,
+            ..claim(&job(id), "w", token)
+        };
+        let ask = |request: ClaimRequest| {
+            let store = store.clone();
+            async move { store.claim(&[request]).await.unwrap().remove(0) }
+        };
+        let fail = |token: &str| FinishRequest {
+            is_parked: true,
+            is_ordered: true,
+            group: Some("g".into()),
+            address: "q.fifo".into(),
+            ..finish(&job("one"), token, 1, Ending::Retry(Duration::ZERO))
+        };
+        assert!(matches!(ask(of("one", "1")).await, Claim::Begun(_)));
+        assert!(end(&store, fail("1")).await);
+        assert_eq!(ask(of("two", "2")).await, Claim::Behind);
+        store.park_message(&park(&job("two"), "q.fifo", Some("g"))).await.unwrap();
+
+        let sent = store.take_outbox(10, 0).await.unwrap();
+        assert_eq!(sent.len(), 1, "one of the group at a time");
+        assert_eq!(sent[0].job.id, "one");
+        assert!(store.take_outbox(10, 0).await.unwrap().is_empty(), "until it is sent");
+        store.outbox_sent(&[sent[0].id]).await.unwrap();
+
+        // It comes, and is parked once more: still the first of its group.
+        assert!(matches!(ask(of("one", "3")).await, Claim::Begun(_)));
+        assert!(end(&store, fail("3")).await);
+        assert_eq!(ask(of("three", "4")).await, Claim::Behind);
+        store.park_message(&park(&job("three"), "q.fifo", Some("g"))).await.unwrap();
+        let mut order = Vec::new();
+        while let Some(row) = store.take_outbox(10, 0).await.unwrap().pop() {
+            order.push(row.job.id.clone());
+            store.outbox_sent(&[row.id]).await.unwrap();
+        }
+        assert_eq!(order, ["one", "two", "three"]);
+        assert!(matches!(ask(of("one", "5")).await, Claim::Begun(_)));
+        assert!(end(&store, finish(&job("one"), "5", 3, Ending::Success)).await);
+        assert!(matches!(ask(of("two", "6")).await, Claim::Begun(_)));
+    }
+
+    async fn of_one_group_of_a_fifo_queue_one_row_is_sent_at_a_time(store) {
+        let new = |id: &str, group: &str| NewJob {
+            job: job(id),
+            queue: "q.fifo".into(),
+            group: Some(group.into()),
+            ..new_job()
+        };
+        let add = |id: &'static str, group: &'static str| {
+            let (store, new) = (store.clone(), new(id, group));
+            async move { store.enqueue_for_sweep(&new).await.unwrap() }
+        };
+        assert!(matches!(add("a", "g").await, Enqueued::Added { is_next: true, .. }));
+        assert!(matches!(add("b", "g").await, Enqueued::Added { is_next: false, .. }));
+        assert!(matches!(add("c", "h").await, Enqueued::Added { is_next: true, .. }));
+        let taken = |rows: &[sqjobs::store::outbox::OutboxRow]| {
+            rows.iter().map(|row| row.job.id.clone()).collect::<Vec<_>>()
+        };
+        let first = store.take_outbox(10, 0).await.unwrap();
+        assert_eq!(taken(&first), ["a", "c"]);
+        store.outbox_failed(first[0].id, "not now", 600_000).await.unwrap();
+        assert!(store.take_outbox(10, 0).await.unwrap().is_empty(), "b waits for a");
+        store.outbox_sent(&[first[0].id]).await.unwrap();
+        assert_eq!(taken(&store.take_outbox(10, 0).await.unwrap()), ["b"]);
+    }
+
+    async fn a_job_whose_message_is_gone_is_given_up_and_runs_if_it_comes_all_the_same(store) {
+        let lost = LostFilter { queue: "q".into(), overdue: Duration::ZERO, sent_before: None };
+        let _ = begin(&store, &job("runs"), "t").await;
+        let _ = begin(&store, &job("retries"), "t2").await;
+        assert!(end(&store, finish(&job("retries"), "t2", 1, Ending::Retry(Duration::ZERO))).await);
+        let parked = FinishRequest {
+            is_parked: true,
+            ..finish(&job("parked"), "t3", 1, Ending::Retry(Duration::ZERO))
+        };
+        let _ = begin(&store, &job("parked"), "t3").await;
+        assert!(end(&store, parked).await);
+        tokio::time::sleep(Duration::from_millis(5)).await; // a clock that shows milliseconds
+        let patient = LostFilter { overdue: LEASE, ..lost.clone() };
+        assert!(!store.has_overdue(&patient).await.unwrap());
+        assert!(store.has_overdue(&lost).await.unwrap());
+        assert_eq!(store.give_up_lost(&lost, "gone").await.unwrap(), ["retries"]);
+        assert_eq!(store.dead("retries").await.unwrap().unwrap().kind, "lost");
+        store.remove_worker("w").await.unwrap();
+        assert_eq!(store.give_up_lost(&lost, "gone").await.unwrap(), ["runs"]);
+        assert!(store.give_up_lost(&lost, "gone").await.unwrap().is_empty(), "the parked one waits");
+
+        let begun = begin(&store, &job("retries"), "t4").await;
+        assert_eq!((begun.attempt, begun.spent), (2, 0));
+        assert!(store.dead("retries").await.unwrap().is_none());
+    }
+
+    async fn a_dead_job_runs_again_when_its_copy_is_moved_back(store) {
+        let job = job("a");
+        let _ = begin(&store, &job, "t").await;
+        assert!(end(&store, finish(&job, "t", 1, Ending::Failure(Box::new(dead("a"))))).await);
+        let again = store.claim(&[claim(&job, "w", "t2")]).await.unwrap();
+        assert_eq!(again, [Claim::Finished("FAILURE".into())], "its own message, once more");
+        let moved = Job { is_revived: true, ..job };
+        let begun = begin(&store, &moved, "t3").await;
+        assert_eq!((begun.attempt, begun.spent), (2, 0));
+        assert!(store.dead("a").await.unwrap().is_none());
+    }
+
+    async fn a_child_under_another_jobs_id_is_kept_in_the_dead_list(store) {
+        let (parent, taken) = (job("parent"), job("taken"));
+        let _ = begin(&store, &taken, "t").await;
+        let _ = begin(&store, &parent, "t2").await;
+        let child = NewJob { job: Job { args: "[7]".into(), ..taken }, ..new_job() };
+        let request = FinishRequest {
+            children: vec![child],
+            ..finish(&parent, "t2", 1, Ending::Success)
+        };
+        assert!(end(&store, request).await);
+        let mut kinds = Vec::new();
+        let each = |entry: sqjobs::store::dead::DeadEntry| {
+            kinds.push((entry.kind, entry.job_id));
+            Ok::<(), StoreError>(())
+        };
+        store.each_dead(&DeadFilter::default(), each).await.unwrap();
+        assert_eq!(kinds, [("id-conflict".to_owned(), Some("taken".to_owned()))]);
     }
 
     async fn progress_is_written_by_the_owner_only(store) {

@@ -1,7 +1,13 @@
 //! The pairs of database and broker that everything has to work on.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use sqjobs::broker::Broker;
+use sqjobs::broker::local::LocalBroker;
+use sqjobs::broker::sqs::{SqsBroker, SqsOptions};
+use sqjobs::client::Client;
+use sqjobs::store::{Database, Store};
 use sqlx::Connection as _;
 
 use crate::host::{Json, Output};
@@ -105,6 +111,16 @@ impl Setup {
         self.project.worker(&[&[self.queue.as_str()], args].concat())
     }
 
+    /// Starts a worker on the queue that kills itself at a fail point, such as `claimed`,
+    /// `claimed[job_name]`: see `host/src/failpoint.rs`.
+    #[must_use]
+    pub fn worker_killed_at(&self, point: &str, args: &[&str]) -> WorkerProcess {
+        let args = [&["worker", self.queue.as_str()], args].concat();
+        let mut command = self.project.command(&args);
+        command.env(sqjobs::failpoint::VARIABLE, format!("{point}=kill"));
+        WorkerProcess::spawn(command)
+    }
+
     /// Adds a job on the queue, with these arguments besides, and returns its id.
     #[must_use]
     pub fn add(&self, args: &[&str]) -> String {
@@ -120,9 +136,54 @@ impl Setup {
     pub fn send_body(&self, body: &str) -> String {
         match &self.sqs {
             Some(sqs) => sqs.send(body),
+            None => self.send_bodies(&[body.to_owned()]).remove(0),
+        }
+    }
+
+    /// Puts many bodies on the queue as [`Self::send_body`] does one; returns their ids.
+    ///
+    /// # Panics
+    /// The queue does not take one.
+    #[must_use]
+    pub fn send_bodies(&self, bodies: &[String]) -> Vec<String> {
+        match &self.sqs {
+            Some(sqs) => bodies.iter().map(|body| sqs.send(body)).collect(),
             None => {
-                RUNTIME.block_on(embedded::send(&self.embedded_queue_file(), &self.queue, body))
+                RUNTIME.block_on(embedded::send(&self.embedded_queue_file(), &self.queue, bodies))
             }
+        }
+    }
+
+    /// Another queue beside its own.
+    #[must_use]
+    pub fn another_queue(&self) -> String {
+        match self.pair {
+            Pair::Embedded => servers::unique("queue"),
+            _ => SqsQueue::unique().name,
+        }
+    }
+
+    /// Deletes all messages of the queue, as an operator would past the host.
+    pub fn purge(&self) {
+        match &self.sqs {
+            Some(sqs) => sqs.purge(),
+            None => {
+                RUNTIME.block_on(embedded::purge(&self.embedded_queue_file(), &self.queue));
+            }
+        }
+    }
+
+    /// Has each message of the queue received so many times, without anything done with it.
+    ///
+    /// # Panics
+    /// The queue is empty.
+    pub fn age_messages(&self, receipts: usize) {
+        if self.pair == Pair::Embedded {
+            self.execute(&format!("UPDATE sqjobs_messages SET receive_count = {receipts}"));
+            return;
+        }
+        for _ in 0..receipts {
+            wait::until_true("a message", || !self.sqs().receive(0).is_empty());
         }
     }
 
@@ -230,6 +291,70 @@ impl Setup {
         })
     }
 
+    /// The number that a query gives in which `{jobs}` stands for our table `jobs`, and so on.
+    ///
+    /// # Panics
+    /// The query fails.
+    #[must_use]
+    pub fn count(&self, sql: &str) -> i64 {
+        self.query(&self.named(sql))
+    }
+
+    /// Puts the tables' names into a statement in which `{jobs}` stands for our table `jobs`.
+    #[must_use]
+    pub fn named(&self, sql: &str) -> String {
+        let tables = ["jobs", "attempts", "outbox", "dead", "workers"];
+        tables.iter().fold(sql.to_owned(), |sql, name| {
+            sql.replace(&format!("{{{name}}}"), &self.table(name))
+        })
+    }
+
+    /// The rows of a query with two columns of text; tables are named as in [`Self::count`].
+    ///
+    /// # Panics
+    /// The query fails.
+    #[must_use]
+    pub fn rows(&self, sql: &str) -> Vec<(String, String)> {
+        let sql = sqlx::AssertSqlSafe(self.named(sql));
+        RUNTIME.block_on(async {
+            let mut connection = self.connect().await;
+            let rows = sqlx::query_as(sql).fetch_all(&mut connection).await.unwrap();
+            connection.close().await.unwrap();
+            rows
+        })
+    }
+
+    /// A client of the library on this project's database and queue; SQS is reached by way of
+    /// `endpoint`.
+    ///
+    /// # Panics
+    /// Database or broker can't be used.
+    #[must_use]
+    pub fn client(&self, endpoint: &str) -> Client {
+        RUNTIME.block_on(async {
+            let database = match &self.schema {
+                Some(schema) => Database::Postgres {
+                    url: servers::database_url().parse().unwrap(),
+                    schema: schema.clone(),
+                },
+                None => Database::Sqlite { path: self.sqlite_file(), is_durable: true },
+            };
+            let store = Store::open(&database).await.unwrap();
+            let broker: Arc<dyn Broker> = match &self.sqs {
+                None => Arc::new(LocalBroker::open(&self.embedded_queue_file()).await.unwrap()),
+                Some(_) => {
+                    let options = SqsOptions {
+                        endpoint: Some(endpoint.to_owned()),
+                        region: Some("us-east-1".to_owned()),
+                        access_key: Some(("test".to_owned(), "test".to_owned())),
+                    };
+                    Arc::new(SqsBroker::connect_with(options).await.unwrap())
+                }
+            };
+            Client::new(store, broker)
+        })
+    }
+
     /// Runs statements past the host.
     ///
     /// # Panics
@@ -265,25 +390,39 @@ impl Setup {
 
 /// The embedded queue, used through the library as another process of the machine would.
 mod embedded {
-    use std::collections::BTreeMap;
     use std::path::Path;
 
     use sqjobs::broker::local::LocalBroker;
-    use sqjobs::broker::{Broker as _, OutgoingMessage};
+    use sqjobs::broker::{Attributes, Broker as _, OutgoingMessage};
 
-    pub async fn send(file: &Path, queue: &str, body: &str) -> String {
+    pub async fn send(file: &Path, queue: &str, bodies: &[String]) -> Vec<String> {
         let broker = LocalBroker::open(file).await.unwrap();
         let queue = broker.queue(queue).await.unwrap();
-        let message = OutgoingMessage {
+        let mut ids = Vec::new();
+        for batch in bodies.chunks(10) {
+            let messages: Vec<_> = batch.iter().map(|body| message(body)).collect();
+            let sent = broker.send(&queue, &messages).await.unwrap();
+            ids.extend(sent.into_iter().map(Result::unwrap));
+        }
+        broker.close().await;
+        ids
+    }
+
+    fn message(body: &str) -> OutgoingMessage {
+        OutgoingMessage {
             body: body.to_owned(),
-            attributes: BTreeMap::new(),
+            attributes: Attributes::new(),
             delay_secs: 0,
             group: None,
             deduplication_id: None,
-        };
-        let sent = broker.send(&queue, &[message]).await.unwrap().remove(0).unwrap();
+        }
+    }
+
+    pub async fn purge(file: &Path, queue: &str) {
+        let broker = LocalBroker::open(file).await.unwrap();
+        let queue = broker.queue(queue).await.unwrap();
+        broker.purge(&queue).await.unwrap();
         broker.close().await;
-        sent
     }
 
     pub async fn depth(file: &Path, queue: &str) -> [u64; 3] {

@@ -5,7 +5,9 @@ use std::sync::LazyLock;
 
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::config::{BehaviorVersion, Credentials, Region};
-use aws_sdk_sqs::types::{Message, QueueAttributeName, SendMessageBatchRequestEntry};
+use aws_sdk_sqs::types::{
+    Message, MessageAttributeValue, QueueAttributeName, SendMessageBatchRequestEntry,
+};
 
 use crate::servers::{self, RUNTIME};
 
@@ -65,6 +67,27 @@ impl SqsQueue {
     pub fn send(&self, body: &str) -> String {
         let call = CLIENT.send_message().queue_url(&self.url).message_body(body).send();
         RUNTIME.block_on(call).unwrap().message_id.unwrap()
+    }
+
+    /// Sends a body with message attributes: name, type and value of each.
+    ///
+    /// # Panics
+    /// The server refuses.
+    pub fn send_with(&self, body: &str, attributes: &[(&str, &str, &str)]) {
+        let mut call = CLIENT.send_message().queue_url(&self.url).message_body(body);
+        for (name, data_type, value) in attributes {
+            let value = MessageAttributeValue::builder().data_type(*data_type).string_value(*value);
+            call = call.message_attributes(*name, value.build().unwrap());
+        }
+        RUNTIME.block_on(call.send()).unwrap();
+    }
+
+    /// Deletes all its messages.
+    ///
+    /// # Panics
+    /// The server refuses.
+    pub fn purge(&self) {
+        RUNTIME.block_on(CLIENT.purge_queue().queue_url(&self.url).send()).unwrap();
     }
 
     /// Sends a body so many times, in batches of ten.

@@ -1,6 +1,7 @@
 //! A worker process: its log lines and its signals.
 
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -102,6 +103,17 @@ impl WorkerProcess {
         self.wait_for_exit();
     }
 
+    /// Waits until it has killed itself at a fail point.
+    ///
+    /// # Panics
+    /// It ends in another way, or not before the deadline; the message shows the log.
+    pub fn wait_until_killed_at(&mut self, point: &str) {
+        let status = self.wait_for_exit();
+        let line = format!("killed at fail point {point}");
+        let is_killed = status.signal() == Some(9) && self.log().contains(&line);
+        assert!(is_killed, "{status}, and not at {point}; its log:\n{}", self.shown());
+    }
+
     /// Waits for its end.
     ///
     /// # Panics
@@ -120,6 +132,18 @@ impl WorkerProcess {
     /// Whether it still runs.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Most memory that it has held at once, in bytes.
+    ///
+    /// # Panics
+    /// It has ended, or the system does not tell.
+    #[must_use]
+    pub fn peak_memory_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().unwrap();
+        kib << 10
     }
 
     /// Its log in one text, for messages.

@@ -72,7 +72,7 @@ pub enum BrokerError {
         reason: String,
     },
     /// The broker cannot be reached or answers with faults of its own; worth another try.
-    #[error("cannot reach {broker} for {action}: {reason}")]
+    #[error("cannot reach {broker} for {action}: {reason}; {remedy}")]
     Unavailable {
         /// Which broker.
         broker: String,
@@ -80,6 +80,8 @@ pub enum BrokerError {
         action: &'static str,
         /// What happened.
         reason: String,
+        /// What to do about it.
+        remedy: &'static str,
     },
     /// The call was refused and will be again.
     #[error("{action} on `{queue}` was refused: {reason}")]

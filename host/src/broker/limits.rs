@@ -7,15 +7,12 @@
 use std::time::Duration;
 
 use super::{
-    BrokerError, EntryError, MAX_BATCH, MAX_DELAY_SECS, MAX_VISIBILITY_TIMEOUT_SECS, MAX_WAIT_SECS,
-    NewQueue, OutgoingMessage, Queue, ReceiveOptions,
+    Attribute, AttributeValue, Attributes, BrokerError, EntryError, MAX_BATCH, MAX_DELAY_SECS,
+    MAX_VISIBILITY_TIMEOUT_SECS, MAX_WAIT_SECS, NewQueue, OutgoingMessage, Queue, ReceiveOptions,
 };
 
-/// Data type of all message attributes that are sent; counts towards the message's size.
-pub(crate) const ATTRIBUTE_TYPE: &str = "String";
-
 /// Most message attributes. Source: Amazon SQS developer guide, "Message metadata".
-const MAX_ATTRIBUTES: usize = 10;
+pub const MAX_ATTRIBUTES: usize = 10;
 /// Longest name of a message attribute, in characters. Source: the same page.
 const MAX_ATTRIBUTE_NAME: usize = 256;
 /// Longest message group and deduplication id. Source: API reference, `SendMessageBatchRequestEntry`.
@@ -31,12 +28,9 @@ const RECEIVE_COUNTS: std::ops::RangeInclusive<u32> = 1..=1000;
 /// What SQS counts against a queue's message size: the body, and name, type and value of each
 /// message attribute, in bytes of UTF-8.
 #[must_use]
-pub fn message_bytes(message: &OutgoingMessage) -> usize {
-    let attributes = message.attributes.iter();
-    message.body.len()
-        + attributes
-            .map(|(name, value)| name.len() + ATTRIBUTE_TYPE.len() + value.len())
-            .sum::<usize>()
+pub fn message_bytes(body: &str, attributes: &Attributes) -> usize {
+    body.len()
+        + attributes.iter().map(|(name, attribute)| name.len() + attribute.bytes()).sum::<usize>()
 }
 
 /// A batch holds at most 10 entries.
@@ -83,7 +77,7 @@ fn over_visibility(seconds: f64) -> String {
 
 /// Whether the queue can take the message.
 pub(crate) fn check_message(queue: &Queue, message: &OutgoingMessage) -> Result<(), EntryError> {
-    let size = message_bytes(message);
+    let size = message_bytes(&message.body, &message.attributes);
     if size > queue.max_message_bytes {
         return Err(EntryError::TooLarge { size, limit: queue.max_message_bytes });
     }
@@ -106,14 +100,14 @@ pub(crate) fn check_message(queue: &Queue, message: &OutgoingMessage) -> Result<
             "{count} message attributes are over the limit of {MAX_ATTRIBUTES}"
         ));
     }
-    for (name, value) in &message.attributes {
-        check_attribute(name, value)?;
+    for (name, attribute) in &message.attributes {
+        check_attribute(name, attribute)?;
     }
     check_group("message group", message.group.as_deref())?;
     check_group("deduplication id", message.deduplication_id.as_deref())
 }
 
-fn check_attribute(name: &str, value: &str) -> Result<(), EntryError> {
+fn check_attribute(name: &str, attribute: &Attribute) -> Result<(), EntryError> {
     let lower = name.to_ascii_lowercase();
     let is_named_well = !name.is_empty()
         && name.len() <= MAX_ATTRIBUTE_NAME
@@ -129,7 +123,11 @@ fn check_attribute(name: &str, value: &str) -> Result<(), EntryError> {
             name.escape_debug()
         ));
     }
-    if value.is_empty() || !value.chars().all(is_allowed) {
+    let is_good = match &attribute.value {
+        AttributeValue::Text(text) => !text.is_empty() && text.chars().all(is_allowed),
+        AttributeValue::Binary(bytes) => !bytes.is_empty(),
+    };
+    if !is_good {
         return refuse(format!("message attribute `{name}` is empty or holds a control character"));
     }
     Ok(())
@@ -137,10 +135,16 @@ fn check_attribute(name: &str, value: &str) -> Result<(), EntryError> {
 
 fn check_group(what: &str, value: Option<&str>) -> Result<(), EntryError> {
     let Some(value) = value else { return Ok(()) };
-    if (1..=MAX_GROUP).contains(&value.len()) && value.chars().all(|c| c.is_ascii_graphic()) {
+    if is_message_group(value) {
         return Ok(());
     }
     refuse(format!("the {what} is not 1 to {MAX_GROUP} ASCII letters, digits or punctuation"))
+}
+
+/// Whether a message can have this group: 1 to 128 ASCII letters, digits or punctuation.
+#[must_use]
+pub fn is_message_group(value: &str) -> bool {
+    (1..=MAX_GROUP).contains(&value.len()) && value.chars().all(|c| c.is_ascii_graphic())
 }
 
 fn refuse(reason: String) -> Result<(), EntryError> {
@@ -211,7 +215,7 @@ mod tests {
     fn message(body: &str) -> OutgoingMessage {
         OutgoingMessage {
             body: body.to_owned(),
-            attributes: [("tenant".to_owned(), "acme".to_owned())].into(),
+            attributes: [("tenant".to_owned(), "acme".into())].into(),
             delay_secs: 0,
             group: None,
             deduplication_id: None,
@@ -221,7 +225,7 @@ mod tests {
     #[test]
     fn attributes_count_towards_the_size_with_name_and_type() {
         assert_eq!(
-            message_bytes(&message("é")),
+            message_bytes("é", &message("é").attributes),
             2 + "tenant".len() + "String".len() + "acme".len()
         );
     }
@@ -248,7 +252,7 @@ mod tests {
             assert!(check_message(&queue("q"), &message(body)).is_err(), "{body:?}");
         }
         for name in ["", "AWS.x", "a b", ".a", "a..b"] {
-            let attributes = [(name.to_owned(), "x".to_owned())].into();
+            let attributes = [(name.to_owned(), "x".into())].into();
             let message = OutgoingMessage { attributes, ..message("x") };
             assert!(check_message(&queue("q"), &message).is_err(), "{name:?}");
         }

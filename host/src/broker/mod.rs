@@ -3,12 +3,12 @@
 //! Two implementations keep one contract (`tests/it/broker_contract.rs` runs on both):
 //! [`sqs`] speaks to Amazon SQS, [`local`] keeps the same rules on SQLite for one machine.
 
+mod attribute;
 mod error;
 mod limits;
 pub mod local;
 pub mod sqs;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -16,8 +16,9 @@ use async_trait::async_trait;
 
 use crate::clock::Timestamp;
 
+pub use attribute::{Attribute, AttributeValue, Attributes};
 pub use error::{BrokerError, EntryError};
-pub use limits::message_bytes;
+pub use limits::{MAX_ATTRIBUTES, is_message_group, message_bytes};
 
 /// Longest time a message can stay invisible, counted from its receipt.
 /// Source: Amazon SQS API reference, `ChangeMessageVisibility` (12 hours).
@@ -28,6 +29,14 @@ pub const MAX_DELAY_SECS: u32 = 900;
 pub const MAX_BATCH: usize = 10;
 /// Longest long poll. Source: Amazon SQS API reference, `ReceiveMessage`.
 pub const MAX_WAIT_SECS: u32 = 20;
+
+/// Checks that this can be a queue: a name, or for SQS a URL. Nothing is asked.
+///
+/// # Errors
+/// [`BrokerError::InvalidQueue`], which tells what was expected.
+pub fn check_queue(queue: &str) -> Result<(), BrokerError> {
+    if queue.contains("://") { sqs::check_url(queue) } else { limits::check_queue_name(queue) }
+}
 
 /// A queue that has been looked up: how it is called, where it is, and its own limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,8 +79,8 @@ pub struct Delivery {
     pub receipt: Receipt,
     /// The body as it was sent.
     pub body: String,
-    /// Message attributes of type String or Number, by name.
-    pub attributes: BTreeMap<String, String>,
+    /// Message attributes, by name.
+    pub attributes: Attributes,
     /// How often the message has been received, this time included.
     pub receive_count: u32,
     /// When the message was sent, by the broker's clock.
@@ -98,8 +107,8 @@ pub struct ReceiveOptions {
 pub struct OutgoingMessage {
     /// The body, at most the queue's `max_message_bytes` with the attributes.
     pub body: String,
-    /// Message attributes, all of type String; at most 10.
-    pub attributes: BTreeMap<String, String>,
+    /// Message attributes; at most [`MAX_ATTRIBUTES`].
+    pub attributes: Attributes,
     /// Seconds before it can be received, 0 to 900; must be 0 on a FIFO queue.
     pub delay_secs: u32,
     /// Message group. A FIFO queue needs one; there a message without gets its deduplication id.

@@ -1,12 +1,13 @@
 //! `dead`: what was put aside, with reason and exact body.
 
-use clap::{Args, Subcommand};
+use clap::builder::NonEmptyStringValueParser;
+use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{is_json, open_store_to_read, print, results};
 use crate::config::Config;
-use crate::store::dead::{DeadEntry, DeadFilter};
+use crate::store::dead::{DeadEntry, DeadFilter, DeadKind};
 use crate::text::printable_block;
 
 #[derive(Subcommand)]
@@ -16,24 +17,51 @@ pub(super) enum DeadCommand {
     /// Show one entry with its exact body
     Show {
         /// The entry's id
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         id: String,
     },
 }
 
 #[derive(Args)]
 pub(super) struct DeadListArguments {
-    /// Only this kind: malformed, unknown-job, id-conflict, failed, crashed, undeliverable, lost
+    /// Only this kind
     #[arg(long)]
-    kind: Option<String>,
+    kind: Option<Kind>,
     /// Only of this queue
-    #[arg(long)]
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     queue: Option<String>,
     /// Only of this job
-    #[arg(long)]
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     job: Option<String>,
     /// At most so many [default: all]
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true, value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
+}
+
+/// The kinds of [`DeadKind`], as words of the command line.
+#[derive(Clone, Copy, ValueEnum)]
+enum Kind {
+    Malformed,
+    UnknownJob,
+    IdConflict,
+    Failed,
+    Crashed,
+    Undeliverable,
+    Lost,
+}
+
+impl From<Kind> for DeadKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Malformed => Self::Malformed,
+            Kind::UnknownJob => Self::UnknownJob,
+            Kind::IdConflict => Self::IdConflict,
+            Kind::Failed => Self::Failed,
+            Kind::Crashed => Self::Crashed,
+            Kind::Undeliverable => Self::Undeliverable,
+            Kind::Lost => Self::Lost,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -74,14 +102,14 @@ pub(super) async fn dead(config: &Config, command: &DeadCommand) -> anyhow::Resu
 
 async fn list(config: &Config, arguments: &DeadListArguments) -> anyhow::Result<()> {
     let filter = DeadFilter {
-        kind: arguments.kind.clone(),
+        kind: arguments.kind.map(|kind| DeadKind::from(kind).name().to_owned()),
         queue: arguments.queue.clone(),
         job: arguments.job.clone(),
         limit: arguments.limit,
     };
     let store = open_store_to_read(config).await?;
     if is_json(config) {
-        return store.each_dead(&filter, |entry| print::line(&to_json(&entry)?)).await;
+        return store.each_dead(&filter, |entry| print::json(&to_json(&entry)?)).await;
     }
     let mut grid = print::Grid::new(&["id", "kind", "queue", "job", "received", "reason"]);
     let mut count = 0u64;
@@ -95,7 +123,7 @@ async fn list(config: &Config, arguments: &DeadListArguments) -> anyhow::Result<
         })
         .await?;
     if count == 0 {
-        eprintln!("nothing was put aside");
+        print::note("nothing matches in the dead list");
         return Ok(());
     }
     grid.print()
@@ -107,7 +135,7 @@ async fn show(config: &Config, id: &str) -> anyhow::Result<()> {
         anyhow::bail!("nothing of id `{id}` was put aside in {}; see `dead list`", store.label());
     };
     if is_json(config) {
-        return print::line(&to_json(&entry)?);
+        return print::json(&to_json(&entry)?);
     }
     let mut grid = print::Grid::new(&[]);
     for (name, value) in [

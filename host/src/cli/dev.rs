@@ -13,7 +13,7 @@ use tokio::process::Command;
 use tokio::sync::mpsc;
 
 use super::enqueue::JobArguments;
-use super::{Usage, open_cache, print};
+use super::{Usage, loader, print};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::eager::{Eager, EagerError};
@@ -49,6 +49,7 @@ pub(super) struct DevArguments {
 }
 
 pub(super) async fn dev(config: Arc<Config>, arguments: &DevArguments) -> anyhow::Result<()> {
+    let config = Arc::new(Config::clone(&config).with_grants()?);
     let project = arguments.project.canonicalize().map_err(|error| {
         Usage(format!("cannot read the project `{}`: {error}", arguments.project.display()))
     })?;
@@ -61,7 +62,7 @@ pub(super) async fn dev(config: Arc<Config>, arguments: &DevArguments) -> anyhow
         .with_context(|| format!("cannot make the jobs folder `{}`", jobs_dir.display()))?;
     let jobs_dir = jobs_dir.canonicalize()?;
     let sandbox = Arc::new(Sandbox::new(4)?);
-    let loader = Loader::new(sandbox.clone(), open_cache(&config));
+    let loader = loader(&config, &sandbox, true);
     let mut sources = Sources::watch(&project, &jobs_dir)?;
     loop {
         let begun = Instant::now();
@@ -88,7 +89,7 @@ pub(super) async fn dev(config: Arc<Config>, arguments: &DevArguments) -> anyhow
 
 fn say(text: &str) {
     for line in text.lines() {
-        eprintln!("dev: {}", printable_block(line));
+        print::note(format!("dev: {}", printable_block(line)));
     }
 }
 
@@ -145,9 +146,9 @@ fn artifacts(messages: &str) -> Vec<PathBuf> {
 
 /// Checks a module, and moves a copy of it into the jobs folder.
 async fn deploy(loader: &Loader, file: &Path, jobs_dir: &Path) -> anyhow::Result<Module> {
-    let module = loader.load(file).await?;
     let name = file.file_name().context("a module file has a name")?;
     let target = jobs_dir.join(name);
+    let module = loader.load_in_place(file, &target).await?;
     // Not a module by its name, so that no worker reads it before it is whole.
     let half = jobs_dir.join(format!(".{}.{}", name.to_string_lossy(), uuid::Uuid::new_v4()));
     let moved = std::fs::copy(file, &half).and_then(|_| std::fs::rename(&half, &target));
@@ -179,13 +180,14 @@ async fn run(
         kwargs: kwargs.to_owned(),
         enqueued_at: Some(Clock::system().now()),
         is_tracked: false,
+        is_revived: false,
     };
     let eager = Eager::new(sandbox.clone(), Arc::new(registry), config.clone());
     match eager.run(&job).await.map(|execution| execution.outcome) {
         Ok(Outcome::Success(result)) => print::line(result.as_deref().unwrap_or("null"))?,
         Ok(Outcome::Failed(failure)) => {
             for line in failure.backtrace.as_deref().unwrap_or_default().lines() {
-                eprintln!("  {}", printable(line));
+                print::note(format!("  {}", printable(line)));
             }
             say(&chain(&EagerError::Failed(failure)));
         }

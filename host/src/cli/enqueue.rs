@@ -1,17 +1,20 @@
 //! `add`: puts a job on its queue.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use clap::Args;
 
-use super::{Exit, Usage, open_broker, open_cache, open_store, print, results};
+use super::{Exit, Usage, loader, open_broker, open_store, print, results};
+use crate::broker;
 use crate::client::{Client, JobRequest, KnownJob};
 use crate::config::Config;
 use crate::json;
+use crate::payload::{self, MAX_NAME_BYTES, Malformed};
 use crate::registry::Registry;
-use crate::registry::load::Loader;
 use crate::sandbox::Sandbox;
 use crate::store::Store;
+use crate::text::printable;
 
 /// A job's arguments, as `add` and `run` take them.
 #[derive(Args)]
@@ -23,10 +26,10 @@ pub(super) struct JobArguments {
     #[arg(long, value_name = "K=V")]
     kwarg: Vec<String>,
     /// All positional arguments as one JSON array
-    #[arg(long, value_name = "JSON", conflicts_with = "args")]
+    #[arg(long, value_name = "JSON", conflicts_with = "args", allow_hyphen_values = true)]
     args_json: Option<String>,
     /// All named arguments as one JSON object
-    #[arg(long, value_name = "JSON", conflicts_with = "kwarg")]
+    #[arg(long, value_name = "JSON", conflicts_with = "kwarg", allow_hyphen_values = true)]
     kwargs_json: Option<String>,
 }
 
@@ -48,20 +51,44 @@ impl JobArguments {
                 let checked = json::check_object(text);
                 checked.map_err(|error| Usage(format!("--kwargs-json: {error}")))?.to_owned()
             }
-            None => {
-                let mut members = Vec::with_capacity(self.kwarg.len());
-                for kwarg in &self.kwarg {
-                    let Some((key, text)) = kwarg.split_once('=') else {
-                        let fault = format!("--kwarg: expected KEY=VALUE, found `{kwarg}`");
-                        return Err(Usage(fault).into());
-                    };
-                    members.push(format!("{}: {}", serde_json::Value::from(key), value(text)));
-                }
-                format!("{{{}}}", members.join(", "))
-            }
+            None => self.members()?,
         };
         Ok((args, kwargs))
     }
+
+    /// The object that the single named arguments make.
+    fn members(&self) -> Result<String, Usage> {
+        let mut members = Vec::with_capacity(self.kwarg.len());
+        let mut keys = BTreeSet::new();
+        for kwarg in &self.kwarg {
+            let (key, text) = match kwarg.split_once('=') {
+                Some((key, text)) if !key.is_empty() => (key, text),
+                _ => {
+                    return Err(Usage(format!("--kwarg: expected KEY=VALUE, found `{kwarg}`")));
+                }
+            };
+            if !keys.insert(key) {
+                return Err(Usage(format!("--kwarg: `{key}` is given twice")));
+            }
+            members.push(format!("{}: {}", serde_json::Value::from(key), value(text)));
+        }
+        Ok(format!("{{{}}}", members.join(", ")))
+    }
+}
+
+/// Refuses what no message could carry, before anything is opened.
+pub(super) fn check_job(name: &str, id: Option<&str>) -> Result<(), Usage> {
+    let fault = |what: &str, error: Malformed| match error {
+        Malformed::BadText { reason, .. } => Usage(format!("{what} {reason}")),
+        other => Usage(format!("{what}: {other}")),
+    };
+    payload::check_text("name", name, MAX_NAME_BYTES).map_err(|e| fault("the job's name", e))?;
+    id.map_or(Ok(()), payload::check_id).map_err(|e| fault("--id", e))
+}
+
+/// Refuses what can't be a queue's name or URL.
+pub(super) fn check_queue(what: &str, queue: &str) -> Result<(), Usage> {
+    broker::check_queue(queue).map_err(|error| Usage(format!("{what}: {error}")))
 }
 
 /// An argument that is JSON is taken as JSON, with its text unchanged; else as a string.
@@ -94,17 +121,17 @@ pub(super) struct AddArguments {
 
 pub(super) async fn add(config: Arc<Config>, arguments: &AddArguments) -> anyhow::Result<()> {
     let (args, kwargs) = arguments.arguments.texts()?;
+    check_job(&arguments.job, arguments.id.as_deref())?;
     let mut request = JobRequest::new(&arguments.job).args_json(&args)?.kwargs_json(&kwargs)?;
     if let Some(queue) = &arguments.queue {
-        if queue.is_empty() {
-            return Err(Usage("--queue: a queue's name can't be empty".into()).into());
-        }
+        check_queue("--queue", queue)?;
         request = request.queue(queue);
     }
     if let Some(id) = &arguments.id {
         request = request.id(id);
     }
     if let Some(group) = &arguments.group {
+        payload::check_group(group).map_err(|error| Usage(format!("--group: {error}")))?;
         request = request.group(group);
     }
     let kind = config.broker(arguments.queue.as_slice())?;
@@ -113,13 +140,13 @@ pub(super) async fn add(config: Arc<Config>, arguments: &AddArguments) -> anyhow
     let broker = open_broker(&config, kind, &store).await?;
     let added = Client::new(store.clone(), broker).add_known(request, known).await?;
     if !arguments.wait {
-        return print::line(&added.id);
+        return print::text(&added.id);
     }
     if !added.records_result {
-        eprintln!(
+        print::note(format_args!(
             "error: job {} was added, but it records nothing, so there is no result to wait for",
-            added.id
-        );
+            printable(&added.id)
+        ));
         return Err(Exit(2).into());
     }
     let job = results::wait_for(&store, &added.id).await?;
@@ -132,7 +159,8 @@ pub(super) async fn add(config: Arc<Config>, arguments: &AddArguments) -> anyhow
         );
     }
     // The operator may have it record nothing although its adder did not know.
-    print::line(job.result.as_deref().unwrap_or("null"))
+    let result = print::raw(job.result.as_deref());
+    print::json(result.as_ref().map_or("null", |result| result.get()))
 }
 
 /// What is known of a job: what a worker said of it, else what the jobs folders hold.
@@ -150,8 +178,7 @@ async fn known_job(
         return Ok(None);
     }
     let sandbox = Arc::new(Sandbox::new(1)?);
-    let loader = Loader::new(sandbox, open_cache(config));
-    let registry = Registry::load(&loader, &config.jobs_dirs).await?;
+    let registry = Registry::load(&loader(config, &sandbox, true), &config.jobs_dirs).await?;
     Ok(registry.current(name).map(|served| KnownJob {
         queue: served.definition.queue.clone(),
         records_result: config.records(&served.definition),

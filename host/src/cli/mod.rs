@@ -1,12 +1,14 @@
 //! The command tree. Data goes to standard output, all else to standard error; exit codes are
 //! 0 done, 1 failed, 2 wrong usage.
 
+mod beat;
 mod dead;
 mod dev;
 mod enqueue;
 mod migrate;
 mod modules;
 mod new;
+mod periodic;
 mod print;
 mod results;
 mod run;
@@ -26,8 +28,11 @@ use crate::broker::sqs::SqsBroker;
 use crate::config::{BrokerKind, Config, ConfigError, Flags, Output};
 use crate::outage::chain;
 use crate::registry::cache::Cache;
+use crate::registry::compile::{self, Compiler};
+use crate::registry::load::Loader;
+use crate::sandbox::Sandbox;
 use crate::store::{Dialect, Store};
-use crate::text::printable_block;
+use crate::text::printable;
 
 /// Runs background jobs from Amazon SQS in WebAssembly sandboxes.
 #[derive(Parser)]
@@ -71,10 +76,10 @@ struct Global {
     #[arg(long, global = true, value_name = "N", allow_hyphen_values = true)]
     concurrency: Option<String>,
     /// How long a message is held at a time, extended while its job runs [default: 30s]
-    #[arg(long, global = true, value_name = "TIME")]
+    #[arg(long, global = true, value_name = "TIME", allow_hyphen_values = true)]
     lease: Option<String>,
     /// How long running jobs may take when the worker is told to stop [default: 25s]
-    #[arg(long, global = true, value_name = "TIME")]
+    #[arg(long, global = true, value_name = "TIME", allow_hyphen_values = true)]
     grace: Option<String>,
     /// text or json [default: text]
     #[arg(long, global = true, value_name = "FORMAT")]
@@ -91,6 +96,8 @@ struct Global {
 enum Command {
     /// Run the jobs of some queues
     Worker(work::WorkerArguments),
+    /// Queue the jobs of periodic entries; any number of beaters may run
+    Beater(beat::BeaterArguments),
     /// Add a job and print its id
     Add(enqueue::AddArguments),
     /// Run a job here and now, without queue, database or worker, and print its result
@@ -104,6 +111,9 @@ enum Command {
     /// What was put aside: messages that can't be run, jobs that failed for good
     #[command(subcommand)]
     Dead(dead::DeadCommand),
+    /// Periodic entries: what is queued when
+    #[command(subcommand)]
+    Periodic(periodic::PeriodicCommand),
     /// Show what is deployed in the jobs folders
     Jobs,
     /// Which version of each module serves: history, rollback, pin, canary
@@ -112,9 +122,12 @@ enum Command {
     /// Show what a module file holds
     Inspect(modules::InspectArguments),
     /// Bring the database's schema to this version
-    Migrate,
+    Migrate(migrate::MigrateArguments),
     /// Make a project for a job that builds
     New(new::NewArguments),
+    /// Compile a module from standard input to standard output, for a host that started this
+    #[command(name = compile::COMMAND, hide = true)]
+    Compile { memory_bytes: u64, cpu_secs: u64 },
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -127,6 +140,11 @@ enum Command {
 #[error("{0}")]
 struct Usage(String);
 
+/// The error of a child process, for the host that started it: as it is, without `error: `.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Told(String);
+
 /// The command did its work, and the answer is "no": exit code as given, nothing more to say.
 #[derive(Debug, thiserror::Error)]
 #[error("exit code {0}")]
@@ -138,9 +156,15 @@ pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
-            // A closed terminal is no reason to fail.
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+            let printed = error.print();
+            if error.use_stderr() {
+                return ExitCode::from(2);
+            }
+            // Help and version are data.
+            return match printed.map_err(print::OutputError::from) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => report(&error.into()),
+            };
         }
     };
     match run(arguments) {
@@ -153,19 +177,35 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.command {
         Command::Completions { shell } => return completions(shell),
         Command::New(arguments) => return new::new(&arguments),
+        Command::Compile { memory_bytes, cpu_secs } => {
+            return compile::child(memory_bytes, cpu_secs).map_err(|reason| Told(reason).into());
+        }
         _ => {}
     }
+    crate::failpoint::arm().map_err(|error| Usage(error.to_string()))?;
     let is_worker = matches!(arguments.command, Command::Worker(_));
     let mut flags = arguments.global.flags();
-    if let Command::Worker(worker) = &arguments.command
-        && worker.migrate
-    {
-        flags.values.insert("migrate", vec!["true".into()]);
+    let (migrate, strict) = match &arguments.command {
+        Command::Worker(worker) => (worker.migrate, worker.strict),
+        Command::Beater(beater) => (beater.migrate, false),
+        _ => (false, false),
+    };
+    for (name, is_set) in [("migrate", migrate), ("strict", strict)] {
+        if is_set {
+            flags.values.insert(name, vec!["true".into()]);
+        }
     }
+    let grace = match &arguments.command {
+        // There it says how late a tick may be claimed, and has no bound of twelve hours.
+        Command::Periodic(_) => flags.values.remove("grace").and_then(|mut values| values.pop()),
+        _ => None,
+    };
     let config = Arc::new(Config::load(&flags)?);
     let level = match (&arguments.command, config.log_level) {
         // A newcomer sees the job run; other commands speak up only when something is wrong.
-        (Command::Worker(_) | Command::Run(_) | Command::Dev(_), level) => level,
+        (Command::Worker(_) | Command::Beater(_) | Command::Run(_) | Command::Dev(_), level) => {
+            level
+        }
         (_, tracing::Level::INFO) => tracing::Level::WARN,
         (_, level) => level,
     };
@@ -179,17 +219,21 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     let done = runtime.block_on(async {
         match arguments.command {
             Command::Worker(arguments) => work::worker(config, flags, &arguments).await,
+            Command::Beater(arguments) => beat::beater(config, &arguments).await,
             Command::Add(arguments) => enqueue::add(config, &arguments).await,
             Command::Run(arguments) => run::run(config, &arguments).await,
             Command::Dev(arguments) => dev::dev(config, &arguments).await,
             Command::Status(arguments) => results::status(&config, &arguments).await,
             Command::List(arguments) => results::list(&config, &arguments).await,
             Command::Dead(command) => dead::dead(&config, &command).await,
+            Command::Periodic(command) => {
+                periodic::periodic(&config, &command, grace.as_deref()).await
+            }
             Command::Jobs => modules::jobs(&config).await,
             Command::Modules(command) => versions::modules(&config, &command).await,
             Command::Inspect(arguments) => modules::inspect(&config, &arguments).await,
-            Command::Migrate => migrate::migrate(&config).await,
-            Command::New(_) | Command::Completions { .. } => Ok(()),
+            Command::Migrate(arguments) => migrate::migrate(&config, &arguments).await,
+            Command::New(_) | Command::Compile { .. } | Command::Completions { .. } => Ok(()),
         }
     });
     // What still runs (a receive under way) must not hold the process up.
@@ -202,23 +246,25 @@ fn report(error: &anyhow::Error) -> ExitCode {
     if let Some(Exit(code)) = error.downcast_ref() {
         return ExitCode::from(*code);
     }
-    if is_broken_pipe(error) {
+    if error.downcast_ref().is_some_and(print::OutputError::is_closed_pipe) {
         return ExitCode::SUCCESS;
     }
-    let text = chain(error.as_ref());
-    for line in text.lines() {
-        eprintln!("error: {}", printable_block(line));
+    if let Some(ConfigError(faults)) = error.downcast_ref() {
+        faults.iter().for_each(|fault| tell_error(fault));
+        return ExitCode::from(2);
     }
-    let is_usage = error.is::<Usage>() || error.is::<ConfigError>();
-    ExitCode::from(if is_usage { 2 } else { 1 })
+    if let Some(Told(reason)) = error.downcast_ref() {
+        print::note(format_args!("{reason}"));
+        return ExitCode::FAILURE;
+    }
+    tell_error(&chain(error.as_ref()));
+    ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
 }
 
-/// Whether whoever reads our output has stopped reading, as `head` does.
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        let io = cause.downcast_ref::<std::io::Error>();
-        io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
-    })
+/// One error, one line: what a guest or a driver said may have several.
+fn tell_error(text: &str) {
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    print::note(format_args!("error: {}", printable(&lines.join(" "))));
 }
 
 fn completions(shell: clap_complete::Shell) -> anyhow::Result<()> {
@@ -251,6 +297,14 @@ impl Global {
         }
         Flags { values }
     }
+}
+
+/// What reads module files: compiling in a child process, and keeping the code if `keeps_code`.
+fn loader(config: &Arc<Config>, sandbox: &Arc<Sandbox>, keeps_code: bool) -> Loader {
+    let cache = if keeps_code { open_cache(config) } else { Cache::new(None) };
+    Loader::new(sandbox.clone(), cache)
+        .with_config(config.clone())
+        .with_compiler(Arc::new(Compiler::child(config.compile)))
 }
 
 /// Opens the database; an embedded one is brought to this version by itself.

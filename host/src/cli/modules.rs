@@ -1,17 +1,17 @@
 //! `jobs` and `inspect`: what is deployed, and what a file holds.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
 use serde_json::json;
 
-use super::{is_json, open_cache, open_store, print};
+use super::{is_json, loader, open_store, print};
+use crate::config::granted::{ModuleSource, toml_key};
 use crate::config::{BrokerKind, Config};
 use crate::registry::Registry;
-use crate::registry::cache::Cache;
 use crate::registry::definition::Definition;
-use crate::registry::load::{EXPORT, Loader, Module};
+use crate::registry::load::{EXPORT, LoadError, Module, is_offered, module_name};
 use crate::sandbox::Sandbox;
 use crate::store::Store;
 use crate::text::printable;
@@ -22,9 +22,9 @@ pub(super) struct InspectArguments {
     file: PathBuf,
 }
 
-pub(super) async fn jobs(config: &Config) -> anyhow::Result<()> {
+pub(super) async fn jobs(config: &Arc<Config>) -> anyhow::Result<()> {
     let sandbox = Arc::new(Sandbox::new(1)?);
-    let loader = Loader::new(sandbox, open_cache(config));
+    let loader = loader(config, &sandbox, true);
     // What was refused is said by the log, on standard error, too.
     let registry = Registry::load(&loader, &config.jobs_dirs).await?;
     let snapshot = registry.snapshot();
@@ -34,12 +34,12 @@ pub(super) async fn jobs(config: &Config) -> anyhow::Result<()> {
     let store = existing_store(config).await;
     for served in snapshot.jobs.values() {
         let (definition, version) = (&served.definition, &served.module.version);
-        let timeout = config.limits(definition).timeout;
         let served_digest = match &store {
             Some(store) => store.deployed_job(&definition.name).await?,
             None => None,
         };
         let served_digest = served_digest.map(|job| job.module.digest);
+        let timeout = config.limits(&version.name, definition).timeout;
         if is_json(config) {
             let mut object = definition.to_json();
             let extra = json!({
@@ -53,7 +53,7 @@ pub(super) async fn jobs(config: &Config) -> anyhow::Result<()> {
                 "refused": null,
             });
             merge(&mut object, extra);
-            print::line(&object.to_string())?;
+            print::json(&object.to_string())?;
             continue;
         }
         grid.row(&[
@@ -75,14 +75,14 @@ pub(super) async fn jobs(config: &Config) -> anyhow::Result<()> {
                 "file": refused.path.display().to_string(),
                 "refused": refused.reason,
             });
-            print::line(&object.to_string())?;
+            print::json(&object.to_string())?;
         }
     }
     if is_json(config) {
         return Ok(());
     }
     if snapshot.jobs.is_empty() {
-        eprintln!("no job is deployed; copy modules (*.wasm) into the jobs folder");
+        print::note("no job is deployed; copy modules (*.wasm) into the jobs folder");
     } else {
         grid.print()?;
     }
@@ -105,7 +105,10 @@ async fn existing_store(config: &Config) -> Option<Store> {
     match open_store(config, broker).await {
         Ok(store) => Some(store),
         Err(error) => {
-            eprintln!("what workers serve is not known: {}", printable(&format!("{error:#}")));
+            print::note(&format!(
+                "what workers serve is not known: {}",
+                printable(&format!("{error:#}"))
+            ));
             None
         }
     }
@@ -118,23 +121,26 @@ fn merge(object: &mut serde_json::Value, extra: serde_json::Value) {
 }
 
 fn schedule(definition: &Definition) -> String {
-    match &definition.periodic {
-        None => String::new(),
-        Some(periodic) => match &periodic.timezone {
-            Some(zone) => format!("{} {zone}", periodic.schedule),
-            None => periodic.schedule.clone(),
-        },
-    }
+    let settings = definition.periodic.as_ref().and_then(|periodic| periodic.check().ok());
+    settings.map(|settings| settings.schedule.to_string()).unwrap_or_default()
 }
 
-pub(super) async fn inspect(config: &Config, arguments: &InspectArguments) -> anyhow::Result<()> {
-    let loader = Loader::new(Arc::new(Sandbox::new(1)?), Cache::new(None));
-    let module = loader.load(&arguments.file).await?;
+pub(super) async fn inspect(
+    config: &Arc<Config>,
+    arguments: &InspectArguments,
+) -> anyhow::Result<()> {
+    let loader = loader(config, &Arc::new(Sandbox::new(1)?), false).for_inspection();
+    let module = match loader.load(&arguments.file).await {
+        Ok(module) => module,
+        Err(error) => return Err(unloadable(config, &arguments.file, error)),
+    };
+    let names = module.jobs.iter().map(|job| job.name.as_str()).collect();
+    let grants = Granted::of(config, module.source(), names);
     if is_json(config) {
         let imports: Vec<_> = module
             .imports
             .iter()
-            .map(|name| json!({"name": name, "status": status(name)}))
+            .map(|name| json!({"name": name, "status": grants.status(name)}))
             .collect();
         let jobs: Vec<_> = module.jobs.iter().map(Definition::to_json).collect();
         let object = json!({
@@ -148,20 +154,45 @@ pub(super) async fn inspect(config: &Config, arguments: &InspectArguments) -> an
             "imports": imports,
             "jobs": jobs,
         });
-        return print::line(&object.to_string());
+        return print::json(&object.to_string());
     }
-    show(&module)
+    show(&module, &grants)
 }
 
-/// What a module finds at an import: our own work; of WASI only what harms nobody is granted.
-fn status(import: &str) -> &'static str {
-    let is_granted = ["sqjobs:job/", "wasi:io/", "wasi:clocks/", "wasi:random/"]
-        .iter()
-        .any(|package| import.starts_with(package));
-    if is_granted { "granted" } else { "empty" }
+/// What a module finds at its imports under the configuration.
+struct Granted<'a> {
+    config: &'a Config,
+    module: ModuleSource<'a>,
+    jobs: Vec<&'a str>,
+    /// The table that would grant more.
+    place: String,
 }
 
-fn show(module: &Module) -> anyhow::Result<()> {
+impl<'a> Granted<'a> {
+    fn of(config: &'a Config, module: ModuleSource<'a>, jobs: Vec<&'a str>) -> Self {
+        let place = format!("[modules.{}.grants]", toml_key(module.name));
+        Self { config, module, jobs, place }
+    }
+
+    /// `granted`; `empty`, where the import is there and finds nothing; `refused`, where the
+    /// module is not loaded without a grant.
+    fn status(&self, import: &str) -> &'static str {
+        let needs_no_grant = ["sqjobs:job/", "wasi:io/", "wasi:clocks/", "wasi:random/"];
+        if needs_no_grant.iter().any(|package| import.starts_with(package)) {
+            return "granted";
+        }
+        if !is_offered(import) {
+            return "refused";
+        }
+        match self.config.grants_import(self.module, &self.jobs, import) {
+            Some(true) => "granted",
+            Some(false) if import.starts_with("wasi:http/") => "refused",
+            _ => "empty",
+        }
+    }
+}
+
+fn show(module: &Module, grants: &Granted<'_>) -> anyhow::Result<()> {
     let mut grid = print::Grid::new(&[]);
     let size = bytesize::ByteSize::b(module.size).to_string();
     grid.row(&["file", &module.path.display().to_string()]);
@@ -183,9 +214,34 @@ fn show(module: &Module) -> anyhow::Result<()> {
         let text = format!("{} on {queue}{records}{schedule}", job.name);
         print::line(&format!("  {}", printable(&text)))?;
     }
+    show_imports(&module.imports, grants)
+}
+
+fn show_imports(imports: &[String], grants: &Granted<'_>) -> anyhow::Result<()> {
     print::line("\nimports:")?;
-    for import in &module.imports {
-        print::line(&format!("  {:8} {}", status(import), printable(import)))?;
+    for import in imports {
+        let (status, name) = (grants.status(import), printable(import));
+        let remedy = match status {
+            "refused" if is_offered(import) => {
+                format!("  (to grant it, list hosts in `http` of {})", grants.place)
+            }
+            "refused" => "  (this host does not offer it)".to_owned(),
+            _ => String::new(),
+        };
+        print::line(&format!("  {status:8} {name}{remedy}"))?;
     }
     Ok(())
+}
+
+/// Why a file is no module; of one that imports what nobody offers, all imports are shown first.
+fn unloadable(config: &Config, file: &Path, error: LoadError) -> anyhow::Error {
+    let LoadError::UnknownImport { imports, .. } = &error else { return error.into() };
+    if !is_json(config) {
+        let name = module_name(file);
+        let module = ModuleSource { name: &name, digest: "", folder: Path::new(".") };
+        if let Err(unseen) = show_imports(imports, &Granted::of(config, module, Vec::new())) {
+            return unseen;
+        }
+    }
+    error.into()
 }

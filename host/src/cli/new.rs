@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::Args;
 
-use super::Usage;
+use super::{Usage, print};
 
 #[derive(Args)]
 pub(super) struct NewArguments {
@@ -64,36 +64,45 @@ pub(super) fn new(arguments: &NewArguments) -> anyhow::Result<()> {
     for (file, text) in SDK {
         write(&folder.join("sqjobs-sdk").join(file), text)?;
     }
-    eprintln!(
+    print::note(format_args!(
         "made `{name}`. Next:\n  cd {name}\n  cargo test\n  cargo build --release --target wasm32-wasip2\n  sqjobs-host run target/wasm32-wasip2/release/{snake}.wasm 1 2 3 4"
-    );
+    ));
     Ok(())
 }
 
+/// Words that no crate can be called by. Source: the Rust reference, "Keywords" (strict, reserved,
+/// and those of single editions).
+const KEYWORDS: [&str; 52] = [
+    "abstract", "as", "async", "await", "become", "box", "break", "const", "continue", "crate",
+    "do", "dyn", "else", "enum", "extern", "false", "final", "fn", "for", "gen", "if", "impl",
+    "in", "let", "loop", "macro", "match", "mod", "move", "mut", "override", "priv", "pub", "ref",
+    "return", "self", "Self", "static", "struct", "super", "trait", "true", "try", "type",
+    "typeof", "unsafe", "unsized", "use", "virtual", "where", "while", "yield",
+];
+
+/// Crates that a project's code means by these names: those of the standard library, which
+/// `cargo new` refuses too, and the SDK.
+const TAKEN: [&str; 6] = ["alloc", "core", "proc_macro", "sqjobs_sdk", "std", "test"];
+
 /// A name that is a folder, a cargo package and a Rust crate alike.
 fn check(name: &str) -> Result<(), Usage> {
-    const TAKEN: [&str; 12] = [
-        "core",
-        "alloc",
-        "std",
-        "test",
-        "proc_macro",
-        "sqjobs-sdk",
-        "sqjobs_sdk",
-        "fn",
-        "mod",
-        "type",
-        "struct",
-        "impl",
-    ];
     let begins = name.chars().next().is_some_and(|c| c.is_ascii_alphabetic());
     let goes_on = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
-    if begins && goes_on && name.len() <= 64 && !TAKEN.contains(&name) {
-        return Ok(());
+    if !begins || !goes_on || name.len() > 64 {
+        return Err(Usage(format!(
+            "`{name}` can't be a job project's name: expected a letter, then letters, digits, `-` or `_`, at most 64 in all"
+        )));
     }
-    Err(Usage(format!(
-        "`{name}` can't be a job project's name: expected a letter, then letters, digits, `-` or `_`, at most 64 in all, and no word of Rust's own"
-    )))
+    let crate_name = name.replace('-', "_");
+    let lower = crate_name.to_ascii_lowercase();
+    let reason = if KEYWORDS.contains(&crate_name.as_str()) {
+        "a word of Rust's own"
+    } else if TAKEN.contains(&lower.as_str()) {
+        "the name of a crate that its code uses"
+    } else {
+        return Ok(());
+    };
+    Err(Usage(format!("`{name}` can't be a job project's name: it is {reason}; try `{name}-job`")))
 }
 
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {
@@ -132,9 +141,16 @@ mod tests {
 
     #[test]
     fn names_that_would_not_build_are_refused() {
-        for name in ["", "1st", "a b", "../x", "ñ", "std", "-x"] {
+        for name in ["", "1st", "a b", "../x", "ñ", "-x", "_", "a.b", &"x".repeat(65)] {
             assert!(check(name).is_err(), "{name}");
         }
-        assert!(check("hello-job_2").is_ok());
+        for name in KEYWORDS.iter().chain(&TAKEN).chain(&["sqjobs-sdk", "proc-macro", "Std"]) {
+            let error = check(name).expect_err(name).to_string();
+            assert!(error.contains(&format!("`{name}-job`")), "{error}");
+            assert!(check(&format!("{name}-job")).is_ok(), "{name}");
+        }
+        for name in ["hello-job_2", "fnord", "Hello", "union", "serde", "x"] {
+            assert!(check(name).is_ok(), "{name}");
+        }
     }
 }

@@ -1,5 +1,7 @@
-//! Standard output: lines of JSON, aligned tables, and a spinner where one waits.
+//! What commands write: data to standard output, as lines of JSON, aligned tables or text, and
+//! notes to standard error, with a spinner where one waits.
 
+use std::fmt::Display;
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
@@ -7,28 +9,62 @@ use comfy_table::{ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::value::RawValue;
 
-use crate::text::printable;
+use crate::json::one_line;
+use crate::text::{printable, printable_json};
+
+/// Standard output did not take our data.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write to standard output; check where it goes")]
+pub(super) struct OutputError(#[from] std::io::Error);
+
+impl OutputError {
+    /// Whether whoever reads our output has stopped reading, as `head` does.
+    pub(super) fn is_closed_pipe(&self) -> bool {
+        self.0.kind() == std::io::ErrorKind::BrokenPipe
+    }
+}
 
 /// Writes a line.
 pub(super) fn line(text: &str) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.write_all(b"\n")?;
-    Ok(out.flush()?)
+    Ok(write(&[text.as_bytes(), b"\n"])?)
 }
 
 /// Writes bytes as they are.
 pub(super) fn bytes(bytes: &[u8]) -> anyhow::Result<()> {
+    Ok(write(&[bytes])?)
+}
+
+fn write(parts: &[&[u8]]) -> Result<(), OutputError> {
     let mut out = std::io::stdout().lock();
-    out.write_all(bytes)?;
+    for part in parts {
+        out.write_all(part)?;
+    }
     Ok(out.flush()?)
 }
 
-/// JSON text from the database as a value of its own. A row that somebody edited to what is no
-/// JSON is shown as a string.
+/// Writes a JSON value as one line: its text as it is for a program, and for a terminal with what
+/// could move the cursor as JSON's own escapes.
+pub(super) fn json(text: &str) -> anyhow::Result<()> {
+    let text = one_line(text);
+    if std::io::stdout().is_terminal() { line(&printable_json(&text)) } else { line(&text) }
+}
+
+/// Writes a line of text from outside: as it is for a program, safe to show for a terminal.
+pub(super) fn text(text: &str) -> anyhow::Result<()> {
+    if std::io::stdout().is_terminal() { line(&printable(text)) } else { line(text) }
+}
+
+/// Writes a line to standard error. Where nobody can read it there is nobody to tell, so a full
+/// disk or a closed terminal is no fault.
+pub(super) fn note(text: impl Display) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// JSON text from the database as a value of its own, on one line. A row that somebody edited to
+/// what is no JSON is shown as a string.
 pub(super) fn raw(text: Option<&str>) -> Option<Box<RawValue>> {
     let text = text?;
-    let value = RawValue::from_string(text.to_owned());
+    let value = RawValue::from_string(one_line(text).into_owned());
     value.or_else(|_| serde_json::value::to_raw_value(text)).ok()
 }
 

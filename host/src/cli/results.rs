@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{is_json, open_store_to_read, print};
 use crate::config::Config;
+use crate::json::one_line;
 use crate::store::Store;
 use crate::store::read::{AttemptStatus, JobFilter, JobStatus};
 use crate::text::{printable, printable_block};
@@ -15,6 +17,7 @@ use crate::text::{printable, printable_block};
 #[derive(Args)]
 pub(super) struct StatusArguments {
     /// The job's id
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     id: String,
     /// Wait until the job is done
     #[arg(long)]
@@ -24,16 +27,17 @@ pub(super) struct StatusArguments {
 #[derive(Args)]
 pub(super) struct ListArguments {
     /// Only jobs of this name
-    #[arg(long)]
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     job: Option<String>,
     /// Only jobs of this queue
-    #[arg(long)]
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     queue: Option<String>,
     /// Only jobs of this status
     #[arg(long, ignore_case = true)]
     status: Option<Status>,
     /// At most so many
-    #[arg(long, default_value_t = 100, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = 100, allow_hyphen_values = true,
+        value_parser = clap::value_parser!(u64).range(1..))]
     limit: u64,
 }
 
@@ -128,7 +132,7 @@ pub(super) async fn status(config: &Config, arguments: &StatusArguments) -> anyh
         }
     };
     if is_json(config) {
-        return print::line(&serde_json::to_string(&JobJson::new(&job))?);
+        return print::json(&serde_json::to_string(&JobJson::new(&job))?);
     }
     let attempts = store.attempts(&job.id).await?;
     show(&job, &attempts)
@@ -162,6 +166,7 @@ pub(super) async fn wait_for(store: &Store, id: &str) -> anyhow::Result<JobStatu
 fn show(job: &JobStatus, attempts: &[AttemptStatus]) -> anyhow::Result<()> {
     let mut grid = print::Grid::new(&[]);
     let time = |time: Option<crate::clock::Timestamp>| time.map(|t| t.to_string());
+    let json = |text: &Option<String>| text.as_deref().map(|text| one_line(text).into_owned());
     let progress = job.progress.map(|share| {
         format!("{:.0}% {}", share * 100.0, job.progress_message.as_deref().unwrap_or(""))
     });
@@ -170,14 +175,14 @@ fn show(job: &JobStatus, attempts: &[AttemptStatus]) -> anyhow::Result<()> {
         ("name", Some(job.name.clone())),
         ("queue", Some(job.queue.clone())),
         ("status", Some(job.status.clone())),
-        ("result", job.result.clone()),
+        ("result", json(&job.result)),
         ("error", job.error.clone()),
         ("failed at", job.error_stage.clone()),
         ("kind", job.error_kind.clone()),
         ("attempts", Some(job.attempts.to_string())),
         ("progress", progress),
-        ("args", job.args.clone()),
-        ("kwargs", job.kwargs.clone()),
+        ("args", json(&job.args)),
+        ("kwargs", json(&job.kwargs)),
         ("module", job.module.clone()),
         ("digest", job.module_digest.clone()),
         ("parent", job.parent_id.clone()),
@@ -228,7 +233,7 @@ pub(super) async fn list(config: &Config, arguments: &ListArguments) -> anyhow::
     let store = open_store_to_read(config).await?;
     if is_json(config) {
         return store
-            .each_job(&filter, |job| print::line(&serde_json::to_string(&JobJson::new(&job))?))
+            .each_job(&filter, |job| print::json(&serde_json::to_string(&JobJson::new(&job))?))
             .await;
     }
     let mut grid = print::Grid::new(&[
@@ -244,7 +249,8 @@ pub(super) async fn list(config: &Config, arguments: &ListArguments) -> anyhow::
     store
         .each_job(&filter, |job| {
             count += 1;
-            let end = job.error.as_ref().or(job.result.as_ref()).map_or("", String::as_str);
+            let result = job.result.as_deref().map(one_line);
+            let end = job.error.as_deref().or(result.as_deref()).unwrap_or_default();
             let end: String = end.chars().take(60).collect();
             grid.row(&[
                 &job.id,
@@ -259,7 +265,7 @@ pub(super) async fn list(config: &Config, arguments: &ListArguments) -> anyhow::
         })
         .await?;
     if count == 0 {
-        eprintln!("no job matches");
+        print::note("no job matches");
         return Ok(());
     }
     grid.print()

@@ -5,16 +5,14 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::enqueue::JobArguments;
-use super::{Usage, open_cache, print};
+use super::enqueue::{JobArguments, check_job};
+use super::{Usage, loader, print};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::eager::{Eager, EagerError};
 use crate::outcome::Outcome;
 use crate::payload::Job;
 use crate::registry::Registry;
-use crate::registry::cache::Cache;
-use crate::registry::load::Loader;
 use crate::sandbox::Sandbox;
 
 #[derive(Args)]
@@ -33,15 +31,24 @@ pub(super) struct RunArguments {
 }
 
 pub(super) async fn run(config: Arc<Config>, arguments: &RunArguments) -> anyhow::Result<()> {
+    let config = Arc::new(Config::clone(&config).with_grants()?);
     let (args, kwargs) = arguments.arguments.texts()?;
     let path = Path::new(&arguments.what);
     let is_file = path.is_file() || path.extension().is_some_and(|ending| ending == "wasm");
+    let name = if is_file { arguments.job.as_deref() } else { Some(arguments.what.as_str()) };
+    if !is_file && arguments.job.is_some() {
+        let fault = format!(
+            "--job chooses one of the jobs of a module file, and `{}` is no file; name the file, or leave --job out",
+            arguments.what
+        );
+        return Err(Usage(fault).into());
+    }
+    check_job(name.unwrap_or("unnamed"), arguments.id.as_deref())?;
     let sandbox = Arc::new(Sandbox::new(4)?);
     let (registry, name) = if is_file {
-        let loader = Loader::new(sandbox.clone(), Cache::new(None));
-        let module = loader.load(path).await?;
-        let name = match (&arguments.job, module.jobs.as_slice()) {
-            (Some(name), _) => name.clone(),
+        let module = loader(&config, &sandbox, false).load(path).await?;
+        let name = match (name, module.jobs.as_slice()) {
+            (Some(name), _) => name.to_owned(),
             (None, [only]) => only.name.clone(),
             (None, several) => {
                 let names: Vec<&str> = several.iter().map(|job| job.name.as_str()).collect();
@@ -55,8 +62,10 @@ pub(super) async fn run(config: Arc<Config>, arguments: &RunArguments) -> anyhow
         };
         (Registry::of(module), name)
     } else {
-        let loader = Loader::new(sandbox.clone(), open_cache(&config));
-        (Registry::load(&loader, &config.jobs_dirs).await?, arguments.what.clone())
+        let loader = loader(&config, &sandbox, true);
+        let registry = Registry::load_silently(&loader, &config.jobs_dirs).await?;
+        registry.tell_refused_of(&arguments.what);
+        (registry, arguments.what.clone())
     };
     let job = Job {
         id: arguments.id.clone().unwrap_or_else(|| uuid::Uuid::new_v4().to_string()),
@@ -65,14 +74,15 @@ pub(super) async fn run(config: Arc<Config>, arguments: &RunArguments) -> anyhow
         kwargs,
         enqueued_at: Some(Clock::system().now()),
         is_tracked: false,
+        is_revived: false,
     };
     let execution = Eager::new(sandbox, Arc::new(registry), config).run(&job).await?;
     match execution.outcome {
-        Outcome::Success(result) => print::line(result.as_deref().unwrap_or("null")),
+        Outcome::Success(result) => print::json(result.as_deref().unwrap_or("null")),
         Outcome::Failed(failure) => {
             let backtrace = failure.backtrace.clone().unwrap_or_default();
             for line in backtrace.lines() {
-                eprintln!("  {}", crate::text::printable(line));
+                print::note(format_args!("  {}", crate::text::printable(line)));
             }
             Err(EagerError::Failed(failure).into())
         }

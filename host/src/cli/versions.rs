@@ -1,18 +1,16 @@
 //! `modules`: which version of each module serves, what came before, and what is to serve.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use super::{Usage, is_json, open_store_to_read, print};
+use super::{Usage, is_json, loader, open_store_to_read, print};
 use crate::config::Config;
 use crate::payload::hex;
-use crate::registry::cache::Cache;
 use crate::registry::canary::WHOLE;
-use crate::registry::load::Loader;
 use crate::sandbox::Sandbox;
 use crate::store::Store;
 use crate::store::versions::{Decision, ModuleState, VersionRow};
@@ -73,7 +71,7 @@ pub(super) struct CanaryArguments {
     end: bool,
 }
 
-pub(super) async fn modules(config: &Config, command: &ModulesCommand) -> anyhow::Result<()> {
+pub(super) async fn modules(config: &Arc<Config>, command: &ModulesCommand) -> anyhow::Result<()> {
     let store = open_store_to_read(config).await?;
     match command {
         ModulesCommand::List => list(config, &store).await,
@@ -110,7 +108,7 @@ pub(super) async fn modules(config: &Config, command: &ModulesCommand) -> anyhow
             let text = format!("module `{name}` follows its file");
             module.decide(&Decision::Unpin, &text).await
         }
-        ModulesCommand::Canary(arguments) => canary(&store, arguments).await,
+        ModulesCommand::Canary(arguments) => canary(config, &store, arguments).await,
         ModulesCommand::Promote { name } => {
             let module = Known::of(&store, name).await?;
             let digest = module.canary()?;
@@ -218,7 +216,11 @@ impl<'a> Known<'a> {
     }
 }
 
-async fn canary(store: &Store, arguments: &CanaryArguments) -> anyhow::Result<()> {
+async fn canary(
+    config: &Arc<Config>,
+    store: &Store,
+    arguments: &CanaryArguments,
+) -> anyhow::Result<()> {
     let name = &arguments.name;
     let Some(file) = &arguments.file else {
         let module = Known::of(store, name).await?;
@@ -228,9 +230,8 @@ async fn canary(store: &Store, arguments: &CanaryArguments) -> anyhow::Result<()
     };
     let share = share(&arguments.share)?;
     let module = Known::of(store, name).await?;
-    let loader = Loader::new(Arc::new(Sandbox::new(1)?), Cache::new(None));
-    let mut canary = loader.load(file).await?;
-    name.clone_into(&mut canary.version.name);
+    let loader = loader(config, &Arc::new(Sandbox::new(1)?), false);
+    let canary = loader.load_in_place(file, &place(config, name)).await?;
     let digest = canary.version.digest.clone();
     if module.serving()? == digest {
         anyhow::bail!("version {digest:.12} of `{name}` serves already");
@@ -243,6 +244,14 @@ async fn canary(store: &Store, arguments: &CanaryArguments) -> anyhow::Result<()
     let percent = f64::from(share) / 100.0;
     let text = format!("module `{name}` tries {digest:.12} on {percent} % of its jobs");
     Known::of(store, name).await?.decide(&Decision::Canary(digest, share), &text).await
+}
+
+/// Where the module's file lies, by which it is granted what it may reach; or would lie.
+fn place(config: &Config, name: &str) -> PathBuf {
+    let file = format!("{name}.wasm");
+    let places = config.jobs_dirs.iter().map(|folder| folder.join(&file));
+    let first = || config.jobs_dirs.first().map_or_else(|| Path::new("."), PathBuf::as_path);
+    places.clone().find(|place| place.exists()).unwrap_or_else(|| first().join(&file))
 }
 
 /// A share of jobs, of 10,000.

@@ -3,14 +3,19 @@
 use std::sync::Arc;
 
 use clap::Args;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::{Usage, migrate, open_broker, open_cache, open_store};
+use super::enqueue::check_queue;
+use super::{loader, migrate, open_broker, open_store};
+use crate::beater::{Beater, register};
 use crate::config::live::{Hangups, LiveConfig};
 use crate::config::{BrokerKind, Config, Flags};
+use crate::outage::{Backoff, Outage};
 use crate::registry::deploy::Deployer;
-use crate::registry::load::Loader;
 use crate::sandbox::Sandbox;
+use crate::sender::Sender;
 use crate::store::Store;
 use crate::worker::Worker;
 
@@ -22,6 +27,12 @@ pub(super) struct WorkerArguments {
     /// Bring a PostgreSQL schema to this version first
     #[arg(long)]
     pub(super) migrate: bool,
+    /// Serve the queues in the order given: a later one only while the earlier ones are empty
+    #[arg(long)]
+    pub(super) strict: bool,
+    /// Queue periodic jobs as well, of all queues
+    #[arg(long)]
+    beater: bool,
 }
 
 pub(super) async fn worker(
@@ -29,12 +40,8 @@ pub(super) async fn worker(
     flags: Flags,
     arguments: &WorkerArguments,
 ) -> anyhow::Result<()> {
-    let mut queues = arguments.queues.clone();
-    queues.sort();
-    queues.dedup();
-    if queues.iter().any(String::is_empty) {
-        return Err(Usage("a queue's name can't be empty".into()).into());
-    }
+    let queues = arguments.queues.clone();
+    queues.iter().try_for_each(|queue| check_queue("QUEUE", queue))?;
     let kind = config.broker(&queues)?;
     let file = match &config.file {
         Some(file) => file.display().to_string(),
@@ -49,6 +56,8 @@ pub(super) async fn worker(
         env!("CARGO_PKG_VERSION"),
         config.database(kind).label(),
     );
+    let config = Arc::new(Config::clone(&config).with_grants()?);
+    raise_open_files();
     // Before anything is opened, so that no signal finds us without ears.
     let stopping = crate::shutdown::listen()?;
     let hangups = Hangups::listen()?;
@@ -61,7 +70,7 @@ pub(super) async fn worker(
         open_store(&config, kind).await?
     };
     let sandbox = Arc::new(Sandbox::new(config.concurrency)?);
-    let loader = Loader::new(sandbox.clone(), open_cache(&config));
+    let loader = loader(&config, &sandbox, true).with_live_config(live.clone());
     let deployer = Deployer::start(loader, live.clone(), store.clone()).await?;
     let registry = deployer.registry();
     if registry.snapshot().jobs.is_empty() {
@@ -83,8 +92,16 @@ pub(super) async fn worker(
         stopping.clone(),
     )
     .await?;
-    let following = tokio::spawn(live.follow(hangups, stopping.clone()));
-    let deploying = tokio::spawn(deployer.run(stopping));
+    register::config(&store, &config, &queues).await?;
+    let following = [
+        tokio::spawn(follow_periodic(live.clone(), live.changes(), store.clone(), queues.clone())),
+        tokio::spawn(live.follow(hangups, stopping.clone())),
+        tokio::spawn(deployer.run(stopping.clone())),
+    ];
+    let beater = arguments.beater.then(|| {
+        let sender = Sender::new(store.clone(), broker.clone());
+        tokio::spawn(Beater::new(store.clone(), sender, Vec::new(), stopping).run())
+    });
     info!(
         concurrency = config.concurrency,
         "ready: polling {} on {}",
@@ -92,9 +109,40 @@ pub(super) async fn worker(
         broker.label()
     );
     worker.run().await;
-    deploying.abort();
-    following.abort();
+    following.iter().for_each(tokio::task::JoinHandle::abort);
+    if let Some(beater) = beater {
+        beater.await?;
+    }
     store.close().await;
     info!("stopped");
     Ok(())
+}
+
+/// Brings the periodic entries of the configuration file to the database whenever it was read
+/// again.
+async fn follow_periodic(
+    live: Arc<LiveConfig>,
+    mut changes: watch::Receiver<()>,
+    store: Store,
+    queues: Vec<String>,
+) {
+    let outage = Outage::new("write the periodic entries of the configuration");
+    while changes.changed().await.is_ok() {
+        let mut backoff = Backoff::default();
+        while let Err(error) = register::config(&store, &live.load(), &queues).await {
+            outage.note(&error);
+            tokio::time::sleep(backoff.next()).await;
+        }
+        outage.over();
+    }
+}
+
+/// Takes as many open files as the system lets this process have: by default it is given 1,024,
+/// which a few jobs with granted folders and connections could use up for all the others.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!("the limit of open files stays at {:?}: {error}", limit.current);
+    }
 }

@@ -1,5 +1,5 @@
 //! Settings that change while a worker runs: its file is read again when it changes, and on
-//! SIGHUP. One swap; a faulty file leaves the old settings.
+//! SIGHUP. Settings and grants are one swap; a fault in either leaves the old ones.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,7 +26,8 @@ pub struct LiveConfig {
 }
 
 impl LiveConfig {
-    /// Settings that were read with `flags`, and will be read so again.
+    /// Settings that were read with `flags`, and will be read so again. Grants are opened by
+    /// then: see [`Config::with_grants`].
     #[must_use]
     pub fn new(config: Arc<Config>, mut flags: Flags) -> Self {
         // Always this file: were it gone, the next one above would silently be another.
@@ -51,10 +52,10 @@ impl LiveConfig {
     /// Reads the settings again; returns those keys that changed and need a restart.
     ///
     /// # Errors
-    /// All that is wrong with them; the old ones stay.
+    /// All that is wrong with them, or can't be granted; the old ones stay.
     pub fn reload(&self) -> Result<Vec<&'static str>, ConfigError> {
         let (config, fixed) = self.load().followed_by(Config::load(&self.flags)?);
-        self.current.store(Arc::new(config));
+        self.current.store(Arc::new(config.with_grants()?));
         self.changed.send_replace(());
         Ok(fixed)
     }
@@ -135,11 +136,13 @@ impl Config {
             ("concurrency", self.concurrency != next.concurrency),
             ("lease", self.lease != next.lease),
             ("grace", self.grace != next.grace),
+            ("strict", self.strict != next.strict),
             ("migrate", self.migrate != next.migrate),
             ("output", self.output != next.output),
             ("log-format", self.log_format != next.log_format),
             ("log-level", self.log_level != next.log_level),
             ("database", self.database != next.database),
+            ("compile", self.compile != next.compile),
             ("watch", self.deploy.watch != next.deploy.watch),
             ("cache-size", self.deploy.cache_bytes != next.deploy.cache_bytes),
         ];
@@ -152,11 +155,13 @@ impl Config {
             concurrency: self.concurrency,
             lease: self.lease,
             grace: self.grace,
+            strict: self.strict,
             migrate: self.migrate,
             output: self.output,
             log_format: self.log_format,
             log_level: self.log_level,
             database: self.database.clone(),
+            compile: self.compile,
             aws_endpoint: self.aws_endpoint,
             // Everything else: whatever is added later may change, unless it is named here.
             ..next

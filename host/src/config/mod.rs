@@ -2,22 +2,33 @@
 //! once.
 
 mod deploy;
+mod folders;
+pub mod granted;
+pub mod grants;
+pub mod limits;
 pub mod live;
 mod read;
+mod tables;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::beater::definition::{self, Definition as Periodic};
 use crate::broker::MAX_VISIBILITY_TIMEOUT_SECS;
-use crate::registry::definition::{Definition, MAX_TIMEOUT};
+use crate::registry::compile::CompileSettings;
+use crate::registry::definition::Definition;
 use crate::retry::RetryPolicy;
 use crate::sandbox::limits::Limits;
 use crate::store::Database;
 use crate::text::nearest;
 use deploy::deploy_settings;
 pub use deploy::{DeploySettings, Removal};
+use granted::OpenGrants;
+use grants::GrantSettings;
+use limits::LimitSettings;
 use read::{Place, Reader};
+use tables::{Tables, compile_settings};
 
 /// The file that is looked for in the working folder and the ones above.
 pub const FILE_NAME: &str = "sqjobs.toml";
@@ -66,10 +77,10 @@ pub enum LogFormat {
 pub struct JobSettings {
     /// Whether outcome and result are kept.
     pub record: Option<bool>,
-    /// Wall-clock time of one attempt, 1 ms to 12 h.
-    pub timeout: Option<Duration>,
-    /// Bytes of memory of one instance.
-    pub memory: Option<usize>,
+    /// What one attempt may use.
+    pub limits: LimitSettings,
+    /// What its attempts may reach, beside what their module may.
+    pub grants: Option<GrantSettings>,
     /// Attempts in all, from 1.
     pub max_attempts: Option<u32>,
     /// Upper bound of the wait after the first failure.
@@ -78,11 +89,26 @@ pub struct JobSettings {
     pub max_backoff: Option<Duration>,
 }
 
+/// What the operator says of one module.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ModuleSettings {
+    /// What an attempt of any of its jobs may use.
+    pub limits: LimitSettings,
+    /// What an attempt of any of its jobs may reach.
+    pub grants: Option<GrantSettings>,
+    /// SHA-256 of the only file that may be this module, in lower-case hexadecimal.
+    pub digest: Option<String>,
+}
+
 /// What the operator says of one queue.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct QueueSettings {
     /// Most attempts of this queue at once, within the worker's own limit.
     pub concurrency: Option<usize>,
+    /// Its part of the worker's slots where several queues want them, 1 to 1000; default 1.
+    pub weight: Option<u32>,
+    /// Bytes of malformed bodies that are kept; default 1 GiB.
+    pub malformed_limit: Option<u64>,
 }
 
 /// What the command line says; every value as it was written.
@@ -107,6 +133,8 @@ pub struct Config {
     pub concurrency: usize,
     /// How long a message is held at a time.
     pub lease: Duration,
+    /// Whether slots go to the queues in the order in which the worker was told them.
+    pub strict: bool,
     /// How long running attempts have when the worker is told to stop.
     pub grace: Duration,
     /// Whether the worker brings a PostgreSQL schema to its version by itself.
@@ -119,14 +147,24 @@ pub struct Config {
     pub log_level: tracing::Level,
     /// What every job has that says nothing else.
     pub defaults: JobSettings,
+    /// The most that any job may have.
+    pub caps: LimitSettings,
     /// By job name.
     pub jobs: BTreeMap<String, JobSettings>,
+    /// By module name.
+    pub modules: BTreeMap<String, ModuleSettings>,
+    /// How modules are compiled, and which are not even tried.
+    pub compile: CompileSettings,
     /// By queue name.
     pub queues: BTreeMap<String, QueueSettings>,
     /// How module files are deployed.
     pub deploy: DeploySettings,
+    /// Periodic entries, by name.
+    pub periodic: BTreeMap<String, Periodic>,
     database: DatabaseChoice,
     aws_endpoint: Option<&'static str>,
+    /// Empty until [`Config::with_grants`].
+    grants: OpenGrants,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,7 +174,7 @@ enum DatabaseChoice {
 }
 
 /// The settings that have a flag, an environment variable and a key, with what each is for.
-const SETTINGS: [&str; 17] = [
+const SETTINGS: [&str; 22] = [
     "database",
     "database-password-file",
     "schema",
@@ -146,14 +184,19 @@ const SETTINGS: [&str; 17] = [
     "concurrency",
     "lease",
     "grace",
+    "strict",
     "migrate",
     "output",
     "log-format",
     "log-level",
     "defaults",
+    "caps",
     "jobs",
+    "modules",
     "queues",
+    "compile",
     "deploy",
+    "periodic",
 ];
 
 impl Config {
@@ -209,25 +252,23 @@ impl Config {
         let most_lease = Duration::from_secs(u64::from(MAX_VISIBILITY_TIMEOUT_SECS));
         let lease = reader.duration("lease", Duration::from_secs(5), most_lease);
         let grace = reader.duration("grace", Duration::ZERO, most_lease);
+        let strict = reader.boolean("strict");
         let migrate = reader.boolean("migrate");
-        let defaults = job_settings(&mut reader.table("defaults"), false);
-        let mut jobs = BTreeMap::new();
-        for (name, mut place) in reader.tables("jobs") {
-            let (settings, mut faults) = job_settings(&mut place, true);
-            jobs.insert(name, settings);
-            reader.faults.append(&mut faults);
-        }
+        let tables = Tables::read(reader);
         let mut queues = BTreeMap::new();
         for (name, mut place) in reader.tables("queues") {
-            place.check_keys(&["concurrency"]);
-            let concurrency = place.number("concurrency", 1, MAX_CONCURRENCY);
-            let concurrency = concurrency.and_then(|number| usize::try_from(number).ok());
-            queues.insert(name, QueueSettings { concurrency });
+            queues.insert(name, queue_settings(&mut place));
+            reader.faults.append(&mut place.faults);
+        }
+        let mut compile = reader.table("compile");
+        let compile_settings = compile_settings(&mut compile);
+        reader.faults.append(&mut compile.faults);
+        let mut periodic = BTreeMap::new();
+        for (name, mut place) in reader.tables("periodic") {
+            periodic.insert(name.clone(), periodic_entry(&name, &mut place));
             reader.faults.append(&mut place.faults);
         }
         let (deploy, mut faults) = deploy_settings(&mut reader.table("deploy"));
-        reader.faults.append(&mut faults);
-        let (defaults, mut faults) = defaults;
         reader.faults.append(&mut faults);
         let aws_endpoint = ["AWS_ENDPOINT_URL_SQS", "AWS_ENDPOINT_URL"]
             .into_iter()
@@ -240,16 +281,22 @@ impl Config {
             concurrency: usize::try_from(concurrency).unwrap_or(64),
             lease: lease.unwrap_or(Duration::from_secs(30)),
             grace: grace.unwrap_or(Duration::from_secs(25)),
+            strict: strict.unwrap_or(false),
             migrate: migrate.unwrap_or(false),
             output: output.unwrap_or(Output::Text),
             log_format: log_format.unwrap_or(LogFormat::Text),
             log_level: log_level.unwrap_or(tracing::Level::INFO),
-            defaults,
-            jobs,
+            defaults: tables.defaults,
+            caps: tables.caps,
+            jobs: tables.jobs,
+            modules: tables.modules,
+            compile: compile_settings,
             queues,
             deploy,
+            periodic,
             database,
             aws_endpoint,
+            grants: OpenGrants::default(),
         }
     }
 
@@ -312,23 +359,40 @@ impl Config {
         self.job(&job.name).and_then(|settings| settings.record).unwrap_or(job.records_result)
     }
 
-    /// What one attempt of a job may use.
+    /// What one attempt of a job may use: the operator's word on the job, then on its module, then
+    /// the timeout that the module asks for, then the defaults.
     #[must_use]
-    pub fn limits(&self, job: &Definition) -> Limits {
-        let settings = self.job(&job.name);
-        let default = Limits::default();
-        Limits {
-            timeout: settings
-                .and_then(|settings| settings.timeout)
-                .or(job.timeout)
-                .or(self.defaults.timeout)
-                .unwrap_or(default.timeout),
-            memory_bytes: settings
-                .and_then(|settings| settings.memory)
-                .or(self.defaults.memory)
-                .unwrap_or(default.memory_bytes),
-            ..default
-        }
+    pub fn limits(&self, module: &str, job: &Definition) -> Limits {
+        let own = self.job(&job.name).map(|settings| settings.limits).unwrap_or_default();
+        let of_module = self.modules.get(module).map(|settings| settings.limits);
+        let described = LimitSettings { timeout: job.timeout, ..LimitSettings::default() };
+        own.or(of_module.unwrap_or_default())
+            .or(described)
+            .or(self.defaults.limits)
+            .complete(&self.caps)
+    }
+
+    /// What a module may use while it describes itself: what is said of it, not of its jobs.
+    #[must_use]
+    pub fn module_limits(&self, module: &str) -> Limits {
+        let own = self.modules.get(module).map(|settings| settings.limits);
+        own.unwrap_or_default().or(self.defaults.limits).complete(&self.caps)
+    }
+
+    /// What is wrong with a job's limits: its module asks for more than the operator's cap, and
+    /// nothing of the operator's says otherwise.
+    #[must_use]
+    pub fn beyond_cap(&self, module: &str, job: &Definition) -> Option<String> {
+        let (limit, cap) = (self.limits(module, job).timeout, self.caps.timeout?);
+        (limit > cap).then(|| {
+            format!(
+                "the job `{}` asks for a timeout of {}, and [caps] allows {}; set `timeout` in [jobs.{}], or raise the cap",
+                job.name,
+                humantime::format_duration(limit),
+                humantime::format_duration(cap),
+                job.name
+            )
+        })
     }
 
     /// What happens after a job's failure: the operator's word, then the module's.
@@ -354,21 +418,64 @@ impl Config {
     }
 }
 
-/// Reads the keys of `[defaults]` or of `[jobs.NAME]`; returns also what is wrong with them.
-fn job_settings(place: &mut Place, has_record: bool) -> (JobSettings, Vec<String>) {
-    let keys = ["timeout", "memory", "max-attempts", "initial-backoff", "max-backoff", "record"];
-    place.check_keys(if has_record { &keys } else { &keys[..5] });
-    let settings = JobSettings {
-        record: if has_record { place.boolean("record") } else { None },
-        timeout: place.duration("timeout", Duration::from_millis(1), MAX_TIMEOUT),
-        memory: place.bytes("memory", 64 << 10, 4 << 30),
-        max_attempts: place
-            .number("max-attempts", 1, 1_000_000)
-            .and_then(|number| u32::try_from(number).ok()),
-        initial_backoff: place.duration("initial-backoff", Duration::ZERO, Duration::MAX),
-        max_backoff: place.duration("max-backoff", Duration::ZERO, Duration::MAX),
+/// Reads the keys of `[queues.NAME]`.
+fn queue_settings(place: &mut Place) -> QueueSettings {
+    place.check_keys(&["concurrency", "weight", "malformed-limit"]);
+    let concurrency = place.number("concurrency", 1, MAX_CONCURRENCY);
+    let weight = place.number("weight", 1, 1000);
+    let malformed_limit = place.bytes("malformed-limit", 0, 1 << 40);
+    QueueSettings {
+        concurrency: concurrency.and_then(|number| usize::try_from(number).ok()),
+        weight: weight.and_then(|number| u32::try_from(number).ok()),
+        malformed_limit: malformed_limit.and_then(|bytes| u64::try_from(bytes).ok()),
+    }
+}
+
+/// Reads the keys of `[periodic.NAME]`.
+fn periodic_entry(name: &str, place: &mut Place) -> Periodic {
+    place.check_keys(&[
+        "job",
+        "queue",
+        "schedule",
+        "timezone",
+        "every",
+        "args",
+        "kwargs",
+        "catch-up",
+        "max-lateness",
+        "grace",
+        "overlap",
+        "jitter",
+        "start",
+        "end",
+    ]);
+    let mut span =
+        |key| place.duration(key, Duration::ZERO, Duration::MAX).map(definition::span_ms);
+    let (every_ms, max_lateness_ms) = (span("every"), span("max-lateness"));
+    let (grace_ms, jitter_ms) = (span("grace"), span("jitter"));
+    let entry = Periodic {
+        // The usual entry has its job's name.
+        job: place.text("job").or_else(|| Some(name.to_owned())),
+        queue: place.text("queue"),
+        schedule: place.text("schedule"),
+        timezone: place.text("timezone"),
+        every_ms,
+        args: place.json("args"),
+        kwargs: place.json("kwargs"),
+        catch_up: place.text("catch-up"),
+        max_lateness_ms,
+        grace_ms,
+        overlap: place.text("overlap"),
+        jitter_ms,
+        start_at: place.instant("start"),
+        end_at: place.instant("end"),
     };
-    (settings, std::mem::take(&mut place.faults))
+    if place.faults.is_empty()
+        && let Err(reason) = definition::check_name(name).and(entry.check())
+    {
+        place.fault_of_all(&reason);
+    }
+    entry
 }
 
 fn database(reader: &mut Reader<'_>, data_dir: &Path) -> DatabaseChoice {

@@ -29,8 +29,10 @@ pub(super) struct Reader<'a> {
 /// One table of the file.
 pub(super) struct Place {
     table: toml::Table,
-    /// The file and the table's name, for errors.
-    label: String,
+    /// The table's name: `jobs.adder_job`; empty for the whole file.
+    path: String,
+    /// The file's name, for errors.
+    file: String,
     pub(super) faults: Vec<String>,
 }
 
@@ -44,8 +46,11 @@ impl<'a> Reader<'a> {
             .values
             .get("config")
             .and_then(|values| values.last().cloned())
-            .or_else(|| environment("SQJOBS_CONFIG"))
-            .map(|path| folder.join(path));
+            .or_else(|| environment("SQJOBS_CONFIG"));
+        if named.as_ref().is_some_and(String::is_empty) {
+            return Err(ConfigError(vec!["--config: expected a path, found nothing".to_owned()]));
+        }
+        let named = named.map(|path| folder.join(path));
         let file = named.clone().or_else(|| {
             folder.ancestors().map(|above| above.join(FILE_NAME)).find(|path| path.is_file())
         });
@@ -59,13 +64,18 @@ impl<'a> Reader<'a> {
                     )])
                 })?;
                 text.parse().map_err(|error: toml::de::Error| {
-                    let text = error.to_string();
-                    ConfigError(vec![format!("`{}` is not TOML: {}", path.display(), text.trim())])
+                    let before = error.span().and_then(|span| text.get(..span.start));
+                    let line = before.map_or(0, |before| before.matches('\n').count()) + 1;
+                    let reason = error.message();
+                    ConfigError(vec![format!(
+                        "`{}` is not TOML: line {line}: {reason}",
+                        path.display()
+                    )])
                 })?
             }
         };
         let label = file.as_ref().map(|path| format!("`{}`", path.display())).unwrap_or_default();
-        let top = Place { table, label, faults: Vec::new() };
+        let top = Place { table, path: String::new(), file: label, faults: Vec::new() };
         Ok(Self { flags, environment, folder: folder.into(), top, file, faults: Vec::new() })
     }
 
@@ -106,7 +116,7 @@ impl<'a> Reader<'a> {
             }
             return vec![found(&value)];
         }
-        let (base, origin) = (self.base(), format!("`{key}` in {}", self.top.label));
+        let (base, origin) = (self.base(), format!("`{key}` in {}", self.top.label()));
         let texts = match self.top.table.get(key) {
             None => return Vec::new(),
             Some(toml::Value::Integer(_)) if key != "concurrency" => None,
@@ -135,11 +145,21 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn path(&mut self, key: &'static str) -> Option<PathBuf> {
-        self.text(key).map(|found| found.base.join(found.value))
+        let found = self.text(key)?;
+        self.place(found)
     }
 
     pub(super) fn paths(&mut self, key: &'static str) -> Vec<PathBuf> {
-        self.all(key).into_iter().map(|found| found.base.join(found.value)).collect()
+        self.all(key).into_iter().filter_map(|found| self.place(found)).collect()
+    }
+
+    /// An empty path would be the folder that it stands against, which nobody means.
+    fn place(&mut self, found: Found) -> Option<PathBuf> {
+        if found.value.is_empty() {
+            self.fault(&found.origin, "expected a path, found nothing");
+            return None;
+        }
+        Some(found.base.join(found.value))
     }
 
     /// The content of a file that holds a secret, without the newline at its end.
@@ -197,39 +217,124 @@ impl<'a> Reader<'a> {
 
     /// The table `[key]` of the file; empty when there is none.
     pub(super) fn table(&mut self, key: &'static str) -> Place {
-        let label = format!("[{key}] in {}", self.top.label);
-        let table = match self.top.table.get(key) {
-            None => toml::Table::new(),
-            Some(toml::Value::Table(table)) => table.clone(),
-            Some(_) => {
-                self.fault(&format!("`{key}` in {}", self.top.label), "expected a table");
-                toml::Table::new()
-            }
-        };
-        Place { table, label, faults: Vec::new() }
+        let table = self.top.sub(key);
+        self.faults.append(&mut self.top.faults);
+        table.unwrap_or_else(|| self.top.place(key.to_owned(), toml::Table::new()))
     }
 
     /// The tables `[key.NAME]` of the file.
     pub(super) fn tables(&mut self, key: &'static str) -> BTreeMap<String, Place> {
-        let mut tables = BTreeMap::new();
-        for (name, value) in self.table(key).table {
-            let label = format!("[{key}.{name}] in {}", self.top.label);
-            match value {
-                toml::Value::Table(table) => {
-                    tables.insert(name, Place { table, label, faults: Vec::new() });
-                }
-                _ => self.fault(&label, "expected a table"),
-            }
-        }
+        let tables = self.top.subs(key);
+        self.faults.append(&mut self.top.faults);
         tables
     }
 }
 
 impl Place {
+    fn place(&self, path: String, table: toml::Table) -> Self {
+        Self { table, path, file: self.file.clone(), faults: Vec::new() }
+    }
+
+    /// How errors name the table and its file.
+    pub(super) fn label(&self) -> String {
+        match self.path.as_str() {
+            "" => self.file.clone(),
+            path => format!("[{path}] in {}", self.file),
+        }
+    }
+
+    /// How other errors name the table: `[jobs.adder_job]`.
+    pub(super) fn header(&self) -> String {
+        format!("[{}]", self.path)
+    }
+
+    pub(super) fn fault(&mut self, key: &str, what: &str) {
+        self.faults.push(format!("`{key}` in {}: {what}", self.label()));
+    }
+
+    fn below(&self, key: &str) -> String {
+        let key = toml_key(key);
+        if self.path.is_empty() { key } else { format!("{}.{key}", self.path) }
+    }
+
+    /// The table `key` of this table.
+    pub(super) fn sub(&mut self, key: &str) -> Option<Self> {
+        match self.table.get(key)?.clone() {
+            toml::Value::Table(table) => Some(self.place(self.below(key), table)),
+            _ => {
+                self.fault(key, "expected a table");
+                None
+            }
+        }
+    }
+
+    /// The tables of the table `key` of this table, by name.
+    pub(super) fn subs(&mut self, key: &str) -> BTreeMap<String, Self> {
+        let Some(mut table) = self.sub(key) else { return BTreeMap::new() };
+        let names: Vec<String> = table.table.keys().cloned().collect();
+        let subs = names.into_iter().filter_map(|name| {
+            let sub = table.sub(&name)?;
+            Some((name, sub))
+        });
+        let subs = subs.collect();
+        self.faults.append(&mut table.faults);
+        subs
+    }
+
+    /// The tables of the list `[[key]]` of this table.
+    pub(super) fn list(&mut self, key: &str) -> Vec<Self> {
+        let Some(value) = self.table.get(key).cloned() else { return Vec::new() };
+        let toml::Value::Array(items) = value else {
+            self.fault(key, "expected a list of tables");
+            return Vec::new();
+        };
+        let mut places = Vec::with_capacity(items.len());
+        for item in items {
+            match item {
+                toml::Value::Table(table) => places.push(self.place(self.below(key), table)),
+                _ => self.fault(key, "expected a list of tables"),
+            }
+        }
+        places
+    }
+
+    /// A text.
+    pub(super) fn text(&mut self, key: &str) -> Option<String> {
+        match self.table.get(key)? {
+            toml::Value::String(text) => Some(text.clone()),
+            _ => {
+                self.fault(key, "expected a text");
+                None
+            }
+        }
+    }
+
+    /// A list of texts, each read by `parse`.
+    pub(super) fn texts<T>(
+        &mut self,
+        key: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Vec<T> {
+        let Some(value) = self.table.get(key).cloned() else { return Vec::new() };
+        let toml::Value::Array(items) = value else {
+            self.fault(key, "expected a list of texts");
+            return Vec::new();
+        };
+        let mut texts = Vec::with_capacity(items.len());
+        for item in &items {
+            match item.as_str().map(&parse) {
+                Some(Ok(text)) => texts.push(text),
+                Some(Err(what)) => self.fault(key, &what),
+                None => self.fault(key, "expected a list of texts"),
+            }
+        }
+        texts
+    }
+
     pub(super) fn check_keys(&mut self, known: &[&str]) {
         for key in self.table.keys().filter(|key| !known.contains(&key.as_str())) {
             let hint = suggestion(key, known);
-            self.faults.push(format!("`{key}` in {}: not a key{hint}", self.label));
+            self.faults.push(format!("`{key}` in {}: not a key{hint}", self.label()));
         }
     }
 
@@ -239,7 +344,7 @@ impl Place {
             Some(text) => parse(&text),
             None => Err("expected a text or a number".to_owned()),
         };
-        parsed.map_err(|fault| self.faults.push(format!("`{key}` in {}: {fault}", self.label))).ok()
+        parsed.map_err(|fault| self.fault(key, &fault)).ok()
     }
 
     pub(super) fn number(&mut self, key: &str, least: u64, most: u64) -> Option<u64> {
@@ -278,6 +383,45 @@ impl Place {
 
     pub(super) fn boolean(&mut self, key: &str) -> Option<bool> {
         self.parse(key, boolean)
+    }
+
+    /// An RFC 3339 instant, in milliseconds since 1970: a text, or a date and time of TOML.
+    pub(super) fn instant(&mut self, key: &str) -> Option<i64> {
+        let text = match self.table.get(key)? {
+            toml::Value::Datetime(time) => time.to_string(),
+            value => scalar(value).unwrap_or_default(),
+        };
+        match crate::clock::Timestamp::parse(&text) {
+            Ok(instant) => Some(instant.0),
+            Err(_) => {
+                self.fault(
+                    key,
+                    &format!("expected an instant such as 2027-03-28T00:30:00Z, found `{text}`"),
+                );
+                None
+            }
+        }
+    }
+
+    /// A list or a table as the JSON text that it means.
+    pub(super) fn json(&mut self, key: &str) -> Option<String> {
+        let text = serde_json::to_string(self.table.get(key)?);
+        text.map_err(|error| self.fault(key, &error.to_string())).ok()
+    }
+
+    /// What is wrong with the table as a whole.
+    pub(super) fn fault_of_all(&mut self, what: &str) {
+        self.faults.push(format!("{}: {what}", self.label()));
+    }
+}
+
+/// A name as a part of a table's header: `invoices`, `"a.b"`.
+pub(crate) fn toml_key(name: &str) -> String {
+    let is_bare = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    if !name.is_empty() && name.chars().all(is_bare) {
+        name.to_owned()
+    } else {
+        format!("{name:?}")
     }
 }
 

@@ -18,6 +18,7 @@ use sha2::{Digest as _, Sha256};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
+use super::compile::CompileError;
 use crate::payload::hex;
 
 /// Most bytes of all entries together, where nothing else is set.
@@ -59,58 +60,59 @@ impl Cache {
         Self { folder, max_bytes }
     }
 
-    /// The compiled code of a module, from the cache or compiled now and kept.
+    /// The compiled code of a module, from the cache, or by `compile` now and kept.
     ///
     /// # Errors
-    /// The bytes are no component, or the compiler refused them.
+    /// Those of `compile`.
     pub fn component(
         &self,
         engine: &Engine,
         digest: &str,
-        bytes: &[u8],
-    ) -> wasmtime::Result<Component> {
-        let Some(folder) = &self.folder else {
-            return Component::new(engine, bytes);
-        };
+        compile: impl FnOnce() -> Result<Vec<u8>, CompileError>,
+    ) -> Result<Component, CompileError> {
         let prefix = prefix(engine, digest);
-        if let Some(component) = self.find(engine, folder, &prefix) {
+        let found = self.folder.as_deref().and_then(|folder| find(engine, folder, &prefix));
+        if let Some(component) = found {
             return Ok(component);
         }
-        let compiled = engine.precompile_component(bytes)?;
-        let path = folder.join(format!("{prefix}{}.{ENDING}", hex(&Sha256::digest(&compiled))));
-        if let Err(error) = write(&path, &compiled) {
-            tracing::warn!("cannot keep compiled code in `{}`: {error}", path.display());
+        let compiled = compile()?;
+        if let Some(folder) = &self.folder {
+            let path = folder.join(format!("{prefix}{}.{ENDING}", hex(&Sha256::digest(&compiled))));
+            if let Err(error) = write(&path, &compiled) {
+                tracing::warn!("cannot keep compiled code in `{}`: {error}", path.display());
+            }
+            trim(folder, self.max_bytes, &path);
         }
-        trim(folder, self.max_bytes, &path);
-        // SAFETY: these bytes came from this engine's own compiler just now.
+        // SAFETY: these bytes came from our own compiler just now.
         unsafe { Component::deserialize(engine, &compiled) }
+            .map_err(|error| CompileError::Unfit(format!("{error:#}")))
     }
+}
 
-    /// The entry of this key, if it can be trusted. One that can't is removed, so that it is
-    /// looked at once only.
-    fn find(&self, engine: &Engine, folder: &Path, prefix: &str) -> Option<Component> {
-        for entry in fs::read_dir(folder).ok()?.flatten() {
-            let name = entry.file_name();
-            let Some(sum) = name.to_str().and_then(|name| name.strip_prefix(prefix)) else {
-                continue;
-            };
-            let Some(sum) = sum.strip_suffix(ENDING).and_then(|sum| sum.strip_suffix('.')) else {
-                continue;
-            };
-            match load(engine, &entry.path(), sum) {
-                Ok(component) => return Some(component),
-                Err(reason) => {
-                    tracing::warn!(
-                        "compiled code `{}` is compiled again: {reason}",
-                        entry.path().display()
-                    );
-                    // What can't be removed is doubted again at the next start.
-                    let _ = fs::remove_file(entry.path());
-                }
+/// The entry of this key, if it can be trusted. One that can't is removed, so that it is
+/// looked at once only.
+fn find(engine: &Engine, folder: &Path, prefix: &str) -> Option<Component> {
+    for entry in fs::read_dir(folder).ok()?.flatten() {
+        let name = entry.file_name();
+        let Some(sum) = name.to_str().and_then(|name| name.strip_prefix(prefix)) else {
+            continue;
+        };
+        let Some(sum) = sum.strip_suffix(ENDING).and_then(|sum| sum.strip_suffix('.')) else {
+            continue;
+        };
+        match load(engine, &entry.path(), sum) {
+            Ok(component) => return Some(component),
+            Err(reason) => {
+                tracing::warn!(
+                    "compiled code `{}` is compiled again: {reason}",
+                    entry.path().display()
+                );
+                // What can't be removed is doubted again at the next start.
+                let _ = fs::remove_file(entry.path());
             }
         }
-        None
     }
+    None
 }
 
 /// What entries' names end in.
@@ -271,7 +273,8 @@ mod tests {
 
     fn compile(cache: &Cache, digest: &str) {
         let engine = Engine::default();
-        drop(cache.component(&engine, digest, COMPONENT).unwrap());
+        let compile = || Ok(engine.precompile_component(COMPONENT).unwrap());
+        drop(cache.component(&engine, digest, compile).unwrap());
     }
 
     /// The empty component.

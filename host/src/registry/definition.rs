@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use crate::beater::definition::Definition as Periodic;
+use crate::clock::MAX_AHEAD;
 use crate::payload::{MAX_NAME_BYTES, check_text};
 use crate::retry::RetryPolicy;
 use crate::sandbox::bindings::sqjobs::job::types as wit;
@@ -50,15 +52,6 @@ pub struct Definition {
     pub unique: Option<String>,
 }
 
-/// A periodic entry, as told.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Periodic {
-    /// The crontab expression, or `every 600s`.
-    pub schedule: String,
-    /// The time zone of a crontab expression.
-    pub timezone: Option<String>,
-}
-
 impl Definition {
     /// Checks all jobs of a module.
     ///
@@ -94,15 +87,22 @@ impl Definition {
             return Err(wrong("max-attempts must be at least 1".into()));
         }
         let retry = told.retry;
-        let periodic = told.periodic.as_ref().map(|periodic| match &periodic.schedule {
-            wit::Schedule::Crontab(crontab) => Periodic {
-                schedule: crontab.expression.clone(),
-                timezone: Some(crontab.timezone.clone()),
-            },
-            wit::Schedule::EveryMs(ms) => {
-                Periodic { schedule: format!("every {ms}ms"), timezone: None }
+        let longest = retry
+            .map_or(0, |retry| retry.initial_backoff_ms.max(retry.max_backoff_ms).unwrap_or(0));
+        if Duration::from_millis(longest) > MAX_AHEAD {
+            let days = MAX_AHEAD.as_secs() / 86_400;
+            return Err(wrong(format!(
+                "a backoff of {longest} ms is over the limit of {days} days"
+            )));
+        }
+        let periodic = match &told.periodic {
+            None => None,
+            Some(periodic) => {
+                let periodic = self::periodic(&told.name, periodic)
+                    .map_err(|reason| wrong(format!("its periodic entry: {reason}")))?;
+                Some(periodic)
             }
-        });
+        };
         let unique = told.unique.as_ref().map(|unique| match &unique.key {
             wit::UniqueKey::Name => "name".to_owned(),
             wit::UniqueKey::Arguments => "arguments".to_owned(),
@@ -144,9 +144,54 @@ impl Definition {
             "max_attempts": self.max_attempts,
             "initial_backoff_ms": ms(self.initial_backoff),
             "max_backoff_ms": ms(self.max_backoff),
-            "schedule": self.periodic.as_ref().map(|periodic| &periodic.schedule),
+            "schedule": self.periodic.as_ref().and_then(schedule),
             "timezone": self.periodic.as_ref().and_then(|periodic| periodic.timezone.as_ref()),
             "unique": self.unique,
         })
     }
+}
+
+/// What a module tells of its periodic entry, checked.
+fn periodic(job: &str, told: &wit::Periodic) -> Result<Periodic, String> {
+    let ms = |what: &str, ms: u64| i64::try_from(ms).map_err(|_| format!("{what} is too large"));
+    let some_ms = |what, value: Option<u64>| value.map(|value| ms(what, value)).transpose();
+    let (schedule, timezone, every_ms) = match &told.schedule {
+        wit::Schedule::Crontab(crontab) => {
+            (Some(crontab.expression.clone()), Some(crontab.timezone.clone()), None)
+        }
+        wit::Schedule::EveryMs(every) => (None, None, Some(ms("the interval", *every)?)),
+    };
+    let catch_up = told.catch_up.map(|rule| match rule {
+        wit::CatchUp::None => "none",
+        wit::CatchUp::Last => "last",
+        wit::CatchUp::All => "all",
+    });
+    let overlap = told.overlap.map(|rule| match rule {
+        wit::Overlap::Allow => "allow",
+        wit::Overlap::Skip => "skip",
+        wit::Overlap::Replace => "replace",
+    });
+    let periodic = Periodic {
+        job: Some(job.to_owned()),
+        queue: None,
+        schedule,
+        timezone,
+        every_ms,
+        args: Some(told.args.clone()),
+        kwargs: Some(told.kwargs.clone()),
+        catch_up: catch_up.map(str::to_owned),
+        max_lateness_ms: some_ms("max-lateness", told.max_lateness_ms)?,
+        grace_ms: None,
+        overlap: overlap.map(str::to_owned),
+        jitter_ms: some_ms("jitter", told.jitter_ms)?,
+        start_at: some_ms("start", told.start_ms)?,
+        end_at: some_ms("end", told.end_ms)?,
+    };
+    periodic.check()?;
+    Ok(periodic)
+}
+
+/// The crontab expression, or `every 10m`.
+fn schedule(periodic: &Periodic) -> Option<String> {
+    periodic.check().ok().map(|settings| settings.schedule.expression().to_owned())
 }

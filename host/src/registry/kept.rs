@@ -26,12 +26,11 @@ pub(super) async fn load(
     let file = TemporaryFile::write(folder, bytes)
         .await
         .map_err(|error| failed(format!("cannot write it to `{}`: {error}", folder.display())))?;
-    let mut module = loader.load(&file.0).await.map_err(|error| failed(chain(&error)))?;
+    let loaded = loader.load_in_place(&file.0, place).await;
+    let module = loaded.map_err(|error| failed(chain(&error)))?;
     if module.version.digest != digest {
         return Err(failed("the database holds other bytes under this digest".into()));
     }
-    module.version.name = name.to_owned();
-    module.path = place.to_path_buf();
     Ok(module)
 }
 

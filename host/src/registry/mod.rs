@@ -7,10 +7,12 @@
 pub mod cache;
 pub mod canary;
 mod choice;
+pub mod compile;
 pub mod definition;
 pub mod deploy;
 mod kept;
 pub mod load;
+mod measure;
 mod settle;
 mod snapshot;
 mod sync;
@@ -22,8 +24,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
+use tokio::sync::watch as signal;
 use tracing::{debug, info, warn};
 
+use crate::metrics;
 use crate::outage::chain;
 use crate::text::printable;
 use load::{Loader, Module, module_name};
@@ -36,6 +40,9 @@ pub struct Registry {
     current: ArcSwap<Snapshot>,
     /// What the snapshot is made from. Only those who change it wait for it.
     deployment: Mutex<Deployment>,
+    changed: signal::Sender<()>,
+    /// Whether nothing is logged: for a command that is about one job.
+    is_silent: bool,
 }
 
 /// A jobs folder can't be read.
@@ -66,14 +73,25 @@ impl Registry {
     /// # Errors
     /// A folder can't be read.
     pub async fn load(loader: &Loader, folders: &[PathBuf]) -> Result<Self, FolderError> {
-        let registry = Self::default();
+        Self::default().read(loader, folders).await
+    }
+
+    /// As [`Self::load`], without a log line for each module: for a command that is about one job.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub async fn load_silently(loader: &Loader, folders: &[PathBuf]) -> Result<Self, FolderError> {
+        Self { is_silent: true, ..Self::default() }.read(loader, folders).await
+    }
+
+    async fn read(self, loader: &Loader, folders: &[PathBuf]) -> Result<Self, FolderError> {
         for path in files(folders)? {
             match loader.load(&path).await {
-                Ok(module) => drop(registry.put(module)),
-                Err(error) => registry.refuse(&path, chain(&error)),
+                Ok(module) => drop(self.put(module)),
+                Err(error) => self.refuse(&path, chain(&error)),
             }
         }
-        Ok(registry)
+        Ok(self)
     }
 
     /// A registry of one module.
@@ -82,6 +100,15 @@ impl Registry {
         let registry = Self::default();
         registry.put(module);
         registry
+    }
+
+    /// Logs what keeps modules from serving this job: who else claims it, and if nobody holds it,
+    /// all that was refused.
+    pub fn tell_refused_of(&self, job: &str) {
+        let snapshot = self.snapshot();
+        let is_served = snapshot.jobs.contains_key(job);
+        let concerns = |refused: &&Refused| !is_served || refused.job.as_deref() == Some(job);
+        snapshot.refused.iter().filter(concerns).for_each(Refused::tell);
     }
 
     /// The job's current module and definition.
@@ -106,6 +133,19 @@ impl Registry {
     #[must_use]
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.current.load_full()
+    }
+
+    /// Each job that is served, with the digest of its module.
+    pub(crate) fn serving_jobs(&self) -> Vec<(String, String)> {
+        let snapshot = self.snapshot();
+        let jobs = snapshot.jobs.iter();
+        jobs.map(|(name, served)| (name.clone(), served.module.version.digest.clone())).collect()
+    }
+
+    /// Tells of every later change of what is deployed.
+    #[must_use]
+    pub fn changes(&self) -> signal::Receiver<()> {
+        self.changed.subscribe()
     }
 
     /// Has a module serve in the place of what its file held before.
@@ -137,10 +177,12 @@ impl Registry {
             before.map_or_else(String::new, |before| format!(" instead of {:.12}", before));
         let names: Vec<&str> = module.jobs.iter().map(|job| job.name.as_str()).collect();
         let digest = &module.version.digest;
-        info!(
-            module = %name, module.digest = %digest,
-            "module `{name}` serves {}{before}", printable(&names.join(", "))
-        );
+        if !self.is_silent {
+            info!(
+                module = %name, module.digest = %digest,
+                "module `{name}` serves {}{before}", printable(&names.join(", "))
+            );
+        }
         self.publish(deployment);
         Swap::Serves
     }
@@ -154,11 +196,12 @@ impl Registry {
             None => String::new(),
         };
         let text = format!("refused a module: {}{still}", printable(&reason));
-        if file.problem.as_ref() == Some(&reason) {
-            // A file that is written again and again says the same again and again.
+        // A file that is written again and again says the same again and again.
+        if file.problem.as_ref() == Some(&reason) || self.is_silent {
             debug!(module = %module_name(path), "{text}");
         } else {
             warn!(module = %module_name(path), "{text}");
+            metrics::module_refused(module_name(path));
         }
         file.problem = Some(reason);
         self.publish(deployment);
@@ -286,12 +329,23 @@ impl Registry {
         let next = deployment.snapshot();
         let before = self.current.load();
         for refused in next.refused.iter().filter(|refused| refused.job.is_some()) {
-            if !before.refused.contains(refused) {
-                let module = module_name(&refused.path);
-                warn!(module = %module, "`{}`: {}", refused.path.display(), refused.reason);
+            if !before.refused.contains(refused) && !self.is_silent {
+                refused.tell();
             }
         }
         self.current.store(Arc::new(next));
+        self.changed.send_replace(());
+    }
+}
+
+impl Refused {
+    fn tell(&self) {
+        let module = module_name(&self.path);
+        let reason = printable(&self.reason);
+        match self.job {
+            None => warn!(%module, "refused a module: {reason}"),
+            Some(_) => warn!(%module, "`{}`: {reason}", self.path.display()),
+        }
     }
 }
 

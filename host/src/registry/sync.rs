@@ -4,22 +4,20 @@
 //! The database may be away: what serves goes on, and what is to be written waits.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sha2::{Digest as _, Sha256};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::warn;
 
 use super::Registry;
 use super::canary::{Counts, verdict};
-use super::load::Module;
+use super::load::{self, Module};
+use super::measure::digest;
 use crate::clock::Timestamp;
 use crate::config::live::LiveConfig;
 use crate::outage::{Backoff, Outage};
-use crate::payload::hex;
 use crate::store::versions::{Canary, Decision, ModuleState};
 use crate::store::{Store, StoreError};
 
@@ -165,7 +163,7 @@ impl Writer {
     async fn write(&self, note: &Note) -> Result<(), StoreError> {
         match note {
             Note::Serves(module) => {
-                let bytes = read(&module.path, &module.version.digest).await;
+                let bytes = read(module).await;
                 let keep = self.config.load().deploy.keep;
                 let (version, size) = (&module.version, module.size);
                 self.store.note_serving(version, size, bytes.as_deref(), &self.host, keep).await
@@ -229,11 +227,11 @@ impl Writer {
 }
 
 /// The bytes of a module's file, if they are still those that were loaded.
-async fn read(path: &Path, digest: &str) -> Option<Vec<u8>> {
-    let (path, digest) = (path.to_path_buf(), digest.to_owned());
+async fn read(module: &Arc<Module>) -> Option<Vec<u8>> {
+    let module = module.clone();
     let read = move || {
-        let bytes = std::fs::read(path).ok()?;
-        (hex(&Sha256::digest(&bytes)) == digest).then_some(bytes)
+        let bytes = load::read(&module.path, module.size).ok()?;
+        (digest(&bytes) == module.version.digest).then_some(bytes)
     };
     tokio::task::spawn_blocking(read).await.ok().flatten()
 }

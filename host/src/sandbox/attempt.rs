@@ -10,14 +10,16 @@ use wasmtime::Store as WasmStore;
 use super::bindings::JobModule;
 use super::bindings::sqjobs::job::types as wit;
 use super::context::{AttemptContext, AttemptLabel, Progress, Said};
-use super::limits::{HANDLER_DEADLINE, OutOfMemory};
+use super::cpu::{CpuTime, Metered};
+use super::failure::{cause, died, out_of_cpu, stage, timed_out, told};
+use super::limits::HANDLER_DEADLINE;
 use super::{Call, Execution, Prepared, Sandbox};
+use crate::failpoint;
 use crate::json;
 use crate::outcome::{Cause, Failure, Outcome, Stage};
 use crate::retry::Settlement;
-use crate::store::Store;
-use crate::store::finish::MAX_TEXT_BYTES;
-use crate::text::{cut, without_nul};
+use crate::sender::Sender;
+use crate::text::without_nul;
 
 /// A live instance.
 struct Live {
@@ -30,7 +32,7 @@ struct Setting<'a> {
     sandbox: &'a Sandbox,
     module: &'a Prepared,
     call: &'a Call,
-    database: Option<&'a Store>,
+    outlet: Option<&'a Sender>,
     label: Arc<AttemptLabel>,
     said: Arc<Mutex<Said>>,
     progress: watch::Sender<Progress>,
@@ -48,17 +50,24 @@ pub(super) struct Attempt<'a> {
 impl Setting<'_> {
     /// Makes a fresh instance and hands over the payload.
     async fn begin(&self) -> Result<Live, Failure> {
-        let mut context = AttemptContext::new(
+        let context = AttemptContext::new(
             self.label.clone(),
             self.call.limits,
+            self.call.grants.clone(),
             self.said.clone(),
             self.progress.clone(),
         );
-        context.store = self.database.cloned();
+        let mut context = context.map_err(|message| Failure {
+            cause: Cause::Transient,
+            stage: Stage::Begin,
+            message,
+            backtrace: None,
+        })?;
+        context.outlet = self.outlet.cloned();
         let mut store = self.sandbox.store(context);
         let guest = match self.module.instantiate_async(&mut store).await {
             Ok(guest) => guest,
-            Err(error) => return Err(died(&error, Stage::Begin, &self.said, Some(&store))),
+            Err(error) => return Err(died(&error, Stage::Begin, store.data())),
         };
         let call = self.call;
         let context = wit::Context {
@@ -78,9 +87,12 @@ impl Setting<'_> {
         let begun =
             guest.sqjobs_job_job().call_begin(&mut store, &context, &call.args, &call.kwargs).await;
         match begun {
-            Ok(Ok(())) => Ok(Live { store, guest }),
-            Ok(Err(failure)) => Err(told(failure, Stage::SetUp)),
-            Err(error) => Err(died(&error, Stage::Begin, &self.said, Some(&store))),
+            Ok(Ok(())) => {
+                failpoint::reach("instantiated", &call.job);
+                Ok(Live { store, guest })
+            }
+            Ok(Err(failure)) => Err(told(failure, Stage::SetUp, &call.grants)),
+            Err(error) => Err(died(&error, Stage::Begin, store.data())),
         }
     }
 }
@@ -90,26 +102,29 @@ impl<'a> Attempt<'a> {
         sandbox: &'a Sandbox,
         module: &'a Prepared,
         call: &'a Call,
-        database: Option<&'a Store>,
+        outlet: Option<&'a Sender>,
         progress: watch::Sender<Progress>,
     ) -> Self {
         let label = Arc::new(AttemptLabel {
             job_id: call.job_id.clone(),
             job: call.job.clone(),
             queue: call.queue.clone(),
+            address: call.address.clone(),
             module: call.module.clone(),
             attempt: call.attempt,
             generation: call.generation,
         });
         let said = Arc::default();
-        let setting = Setting { sandbox, module, call, database, label, said, progress };
+        let setting = Setting { sandbox, module, call, outlet, label, said, progress };
         Self { setting, stage: AtomicU8::new(0), live: None, warnings: Vec::new() }
     }
 
-    /// `set-up`, `run`, `tear-down`, under the attempt's wall-clock limit.
+    /// `set-up`, `run`, `tear-down`, under the attempt's limits of time.
     pub(super) async fn run_stages(&mut self) -> Outcome {
-        let limit = self.setting.call.limits.timeout;
-        if let Ok(outcome) = tokio::time::timeout(limit, self.stages()).await {
+        let (limits, cpu) = (self.setting.call.limits, CpuTime::default());
+        let stages = Metered::new(self.stages(), limits.cpu, &cpu);
+        let ended = tokio::time::timeout(limits.timeout, stages).await;
+        if let Ok(Ok(outcome)) = ended {
             return outcome;
         }
         self.live = None;
@@ -119,9 +134,10 @@ impl<'a> Attempt<'a> {
             2 => Stage::Run,
             _ => Stage::TearDown,
         };
-        let message =
-            format!("took longer than its timeout of {}", humantime::format_duration(limit));
-        Outcome::Failed(Failure { cause: Cause::Timeout, stage, message, backtrace: None })
+        Outcome::Failed(match ended {
+            Ok(_) => out_of_cpu(stage, &limits, &cpu),
+            Err(_) => timed_out(stage, &limits, &cpu),
+        })
     }
 
     async fn stages(&mut self) -> Outcome {
@@ -137,6 +153,7 @@ impl<'a> Attempt<'a> {
         }
 
         self.stage.store(2, Ordering::Relaxed);
+        failpoint::reach("running", &self.setting.call.job);
         let ran = live.guest.sqjobs_job_job().call_run(&mut live.store).await;
         let ran = self.check(ran, Stage::Run, &live.store);
         let ran = ran.and_then(|result| self.check_result(result));
@@ -183,8 +200,8 @@ impl<'a> Attempt<'a> {
     ) -> Result<T, Failure> {
         match came {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(failure)) => Err(told(failure, stage)),
-            Err(error) => Err(died(&error, stage, &self.setting.said, Some(store))),
+            Ok(Err(failure)) => Err(told(failure, stage, &self.setting.call.grants)),
+            Err(error) => Err(died(&error, stage, store.data())),
         }
     }
 
@@ -204,6 +221,11 @@ impl<'a> Attempt<'a> {
             }
         };
         Err(Failure { cause: Cause::Permanent, stage: Stage::Run, message, backtrace: None })
+    }
+
+    /// Notes what went wrong beside the outcome.
+    pub(super) fn warn(&mut self, problem: &str) {
+        self.warnings.push(problem.to_owned());
     }
 
     pub(super) async fn on_success(&mut self, result: Option<String>) {
@@ -285,74 +307,5 @@ impl<'a> Attempt<'a> {
         let logs = without_nul(std::mem::take(&mut said.text));
         drop(said);
         Execution { outcome, settlement, logs, warnings: self.warnings, added, duration }
-    }
-}
-
-/// The failure that a guest told.
-fn told(failure: wit::Failure, stage: Stage) -> Failure {
-    let cause = match failure.kind {
-        wit::FailureKind::RetryAfter(secs) => Cause::RetryAfter(Duration::from_secs(secs)),
-        wit::FailureKind::Transient => Cause::Transient,
-        wit::FailureKind::Permanent => Cause::Permanent,
-    };
-    let clean = |text| without_nul(cut(text, MAX_TEXT_BYTES));
-    Failure {
-        cause,
-        stage,
-        message: clean(failure.message),
-        backtrace: failure.backtrace.map(clean),
-    }
-}
-
-/// The failure of a guest whose call ended in a trap.
-pub(super) fn died(
-    error: &wasmtime::Error,
-    stage: Stage,
-    said: &Mutex<Said>,
-    store: Option<&WasmStore<AttemptContext>>,
-) -> Failure {
-    let backtrace = error
-        .downcast_ref::<wasmtime::WasmBacktrace>()
-        .map(|backtrace| without_nul(cut(backtrace.to_string(), MAX_TEXT_BYTES)));
-    let panic = said.lock().unwrap_or_else(PoisonError::into_inner).panic.take();
-    let (cause, message) = if let Some(refused) = error.downcast_ref::<OutOfMemory>() {
-        (Cause::OutOfMemory, refused.to_string())
-    } else if let Some(exit) = error.downcast_ref::<wasmtime_wasi::I32Exit>() {
-        (Cause::Trap, format!("the guest called exit({})", exit.0))
-    } else if let Some(panic) = panic {
-        (Cause::Trap, panic)
-    } else if let Some(trap) = error.downcast_ref::<wasmtime::Trap>() {
-        (Cause::Trap, trap.to_string())
-    } else {
-        (Cause::Trap, error.root_cause().to_string())
-    };
-    let message = match store {
-        Some(store) if cause == Cause::OutOfMemory => {
-            format!("{message} ({} in use)", store.data().memory.used())
-        }
-        _ => message,
-    };
-    Failure { cause, stage, message: without_nul(cut(message, MAX_TEXT_BYTES)), backtrace }
-}
-
-fn cause(cause: Cause) -> wit::FailureCause {
-    match cause {
-        Cause::RetryAfter(wait) => wit::FailureCause::RetryAfter(wait.as_secs()),
-        Cause::Transient => wit::FailureCause::Transient,
-        Cause::Permanent => wit::FailureCause::Permanent,
-        Cause::Trap => wit::FailureCause::Trap,
-        Cause::Timeout => wit::FailureCause::Timeout,
-        Cause::OutOfMemory => wit::FailureCause::OutOfMemory,
-    }
-}
-
-fn stage(stage: Stage) -> wit::Stage {
-    match stage {
-        Stage::Begin => wit::Stage::Begin,
-        Stage::SetUp => wit::Stage::SetUp,
-        Stage::Run => wit::Stage::Run,
-        Stage::TearDown => wit::Stage::TearDown,
-        Stage::OnSuccess => wit::Stage::OnSuccess,
-        Stage::OnFailure => wit::Stage::OnFailure,
     }
 }

@@ -1,7 +1,9 @@
-//! The store data of one attempt: a WASI context with nothing granted, and what the guest said.
+//! The store data of one attempt: a WASI context with what was granted and nothing else, and what
+//! the guest said.
 
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
@@ -9,10 +11,14 @@ use tokio::io::AsyncWrite;
 use tokio::sync::watch;
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
-use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi::sockets::SocketAddrUse;
+use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi_http::WasiHttpCtx;
 
+use super::grants::Grants;
+use super::imports::Outgoing;
 use super::limits::{Limits, MemoryMeter};
-use crate::store::Store;
+use crate::sender::Sender;
 use crate::store::enqueue::NewJob;
 use crate::text::printable;
 
@@ -25,6 +31,7 @@ pub(super) struct AttemptLabel {
     pub(super) job_id: String,
     pub(super) job: String,
     pub(super) queue: String,
+    pub(super) address: String,
     pub(super) module: String,
     pub(super) attempt: u32,
     pub(super) generation: u32,
@@ -37,7 +44,8 @@ pub(super) struct Said {
     pub(super) text: String,
     /// The message of the last panic.
     pub(super) panic: Option<String>,
-    is_full: bool,
+    /// Whether a line was left out: nothing more is kept.
+    pub(super) is_full: bool,
 }
 
 /// Everything that one attempt's instance can reach.
@@ -51,45 +59,110 @@ pub struct AttemptContext {
     /// How many jobs the attempt has added, those sent at once included.
     pub(super) adds: usize,
     /// Where jobs go that are to be sent at once; eager runs have none.
-    pub(super) store: Option<Store>,
+    pub(super) outlet: Option<Sender>,
     pub(super) limits: Limits,
+    pub(super) grants: Arc<Grants>,
     pub(super) max_generation: u32,
+    pub(super) http: WasiHttpCtx,
+    pub(super) outgoing: Outgoing,
+    pub(super) table: ResourceTable,
     wasi: WasiCtx,
-    table: ResourceTable,
 }
 
 impl AttemptContext {
+    /// # Errors
+    /// A granted folder can't be opened, and why.
     pub(super) fn new(
         label: Arc<AttemptLabel>,
         limits: Limits,
+        grants: Arc<Grants>,
         said: Arc<Mutex<Said>>,
         progress: watch::Sender<Progress>,
-    ) -> Self {
+    ) -> Result<Self, String> {
         let output = |is_error| GuestOutput {
             said: said.clone(),
             label: label.clone(),
+            grants: grants.clone(),
             limit: limits.log_bytes,
             line: Arc::default(),
             is_error,
         };
         // No folder, variable, argument or address: wasmtime-wasi denies what is not granted.
-        let wasi = WasiCtx::builder().stdout(output(false)).stderr(output(true)).build();
+        let mut wasi = WasiCtx::builder();
+        wasi.stdout(output(false))
+            .stderr(output(true))
+            .max_random_size(limits.host_memory_bytes as u64);
+        grant(&mut wasi, &grants, limits.connections)?;
         let mut table = ResourceTable::new();
-        table.set_max_capacity(10_000);
-        Self {
+        table.set_max_capacity(limits.handles);
+        let outgoing = Outgoing::new(
+            grants.clone(),
+            limits.connections,
+            said.clone(),
+            label.clone(),
+            limits.log_bytes,
+        );
+        Ok(Self {
             label,
             memory: MemoryMeter::new(limits.memory_bytes),
             said,
             progress,
             added: Vec::new(),
             adds: 0,
-            store: None,
+            outlet: None,
             limits,
+            grants,
             max_generation: 16,
-            wasi,
+            http: WasiHttpCtx::new(),
+            outgoing,
             table,
-        }
+            wasi: wasi.build(),
+        })
     }
+}
+
+/// Adds what was granted to a context that denies everything.
+fn grant(
+    wasi: &mut WasiCtxBuilder,
+    grants: &Arc<Grants>,
+    connections: usize,
+) -> Result<(), String> {
+    for (name, value) in &grants.variables {
+        wasi.env(name, value);
+    }
+    for secret in &grants.secrets {
+        wasi.env(&secret.name, &secret.value);
+    }
+    for folder in &grants.folders {
+        let permissions = if folder.is_writable { FsPerms::ReadWrite } else { FsPerms::ReadOnly };
+        wasi.preopened_dir(&folder.host, &folder.guest, permissions).map_err(|error| {
+            format!("the granted folder `{}` can't be opened: {error}", folder.host.display())
+        })?;
+    }
+    if !grants.sockets.is_empty() {
+        let (grants, opened) = (grants.clone(), Arc::new(AtomicUsize::new(0)));
+        wasi.allow_tcp(true).allow_udp(true).allow_ip_name_lookup(true).socket_addr_check(
+            move |address, usage| {
+                let is_allowed = match usage {
+                    SocketAddrUse::TcpConnect => {
+                        grants.allows_socket(address)
+                            && opened.fetch_add(1, Ordering::Relaxed) < connections
+                    }
+                    SocketAddrUse::UdpSend | SocketAddrUse::UdpReceive => {
+                        grants.allows_socket(address)
+                    }
+                    // What the system binds for a connection of the guest; a port of its own
+                    // choice would be a server's.
+                    SocketAddrUse::TcpBind | SocketAddrUse::UdpBind => {
+                        address.ip().is_unspecified() && address.port() == 0
+                    }
+                    _ => false,
+                };
+                Box::pin(std::future::ready(is_allowed))
+            },
+        );
+    }
+    Ok(())
 }
 
 impl WasiView for AttemptContext {
@@ -98,7 +171,21 @@ impl WasiView for AttemptContext {
     }
 }
 
+/// How Rust begins to tell of a panic, behind the thread's name.
+const PANICKED_AT: &str = "panicked at ";
+
 impl Said {
+    /// Takes the message of a panic from standard error, where a module without our SDK tells it:
+    /// Rust's own has the place in one line and the message in the next.
+    fn note_panic(&mut self, line: &str) {
+        let place = self.panic.as_deref().and_then(|told| told.strip_prefix(PANICKED_AT));
+        if let Some(place) = place.and_then(|place| place.strip_suffix(':')) {
+            self.panic = Some(format!("panic: {line} (at {place})"));
+        } else if let Some(at) = line.find(PANICKED_AT) {
+            self.panic = Some(line[at..].to_owned());
+        }
+    }
+
     /// Keeps a line, up to `limit` bytes in all; tells whether it was kept.
     pub(super) fn keep(&mut self, line: &str, limit: usize) -> bool {
         if self.is_full {
@@ -122,6 +209,7 @@ impl Said {
 struct GuestOutput {
     said: Arc<Mutex<Said>>,
     label: Arc<AttemptLabel>,
+    grants: Arc<Grants>,
     limit: usize,
     line: Arc<Mutex<Vec<u8>>>,
     is_error: bool,
@@ -147,9 +235,13 @@ impl GuestOutput {
 
     fn emit(&self, line: &[u8]) {
         let text = String::from_utf8_lossy(line);
+        let text = self.grants.redact(&text);
         let stream = if self.is_error { "stderr" } else { "stdout" };
         let is_kept = {
             let mut said = self.said.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if self.is_error {
+                said.note_panic(&text);
+            }
             said.keep(&format!("{stream}: {text}"), self.limit)
         };
         if is_kept && !self.label.job_id.is_empty() {
@@ -235,6 +327,16 @@ impl wasmtime_wasi::p2::Pollable for GuestOutput {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_panic_that_is_only_printed_is_told_with_its_message() {
+        let mut said = Said::default();
+        for line in ["before", "thread 'main' panicked at src/lib.rs:1:2:", "no way", "after"] {
+            said.note_panic(line);
+        }
+        let told = said.panic.as_deref();
+        assert_eq!(told, Some("panic: no way (at src/lib.rs:1:2)"));
+    }
 
     #[test]
     fn what_a_guest_says_beyond_its_limit_is_cut_once_with_a_mark() {

@@ -13,13 +13,16 @@ pub const TICK: Duration = Duration::from_millis(10);
 const RESERVE: u32 = 8;
 /// Core instances of one component. A Rust module has 4; one that `componentize-py` built, with
 /// its shared libraries, about 30.
-const CORE_INSTANCES_PER_COMPONENT: u32 = 100;
+pub(super) const CORE_INSTANCES_PER_COMPONENT: u32 = 100;
 /// Linear memories of one component. Each slot reserves 4 GiB of address space, not of memory.
-const MEMORIES_PER_COMPONENT: u32 = 4;
+pub(super) const MEMORIES_PER_COMPONENT: u32 = 4;
 /// Tables of one component.
-const TABLES_PER_COMPONENT: u32 = 16;
+pub(super) const TABLES_PER_COMPONENT: u32 = 16;
 /// Elements of one table. A Python module's has about 20,000.
 const TABLE_ELEMENTS: usize = 100_000;
+/// Bytes of stack that a guest's calls may take. It belongs to the engine, so it is one value for
+/// all jobs of a process.
+const STACK_BYTES: usize = 512 << 10;
 
 /// Settings of the engine, the same wherever a module's compiled code may come from.
 fn config(instances: u32) -> Config {
@@ -45,9 +48,15 @@ fn config(instances: u32) -> Config {
         .allocation_strategy(pool)
         .epoch_interruption(true)
         .memory_init_cow(true)
+        .max_wasm_stack(STACK_BYTES)
         .cranelift_opt_level(OptLevel::Speed)
         .wasm_backtrace_details(WasmBacktraceDetails::Enable);
     config
+}
+
+/// An engine that compiles for those that run guests, and runs none.
+pub(super) fn compiling() -> wasmtime::Result<Engine> {
+    Engine::new(&config(0))
 }
 
 /// The engine that runs every guest of this process.

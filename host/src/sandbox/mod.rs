@@ -4,10 +4,14 @@
 //! so that what `set-up` keeps is there in `tear-down`. Whether the job runs again is decided
 //! before `on-failure` is called, which is told so.
 
+pub mod address;
 mod attempt;
 pub mod bindings;
 pub mod context;
+mod cpu;
 mod engine;
+mod failure;
+pub mod grants;
 mod imports;
 pub mod limits;
 
@@ -21,12 +25,14 @@ use wasmtime::{Engine, Store as WasmStore};
 use crate::clock::Timestamp;
 use crate::outcome::{Outcome, Stage};
 use crate::retry::{self, RetryPolicy, Settlement};
-use crate::store::Store;
+use crate::sender::Sender;
 use crate::store::enqueue::NewJob;
-use attempt::{Attempt, died};
+use attempt::Attempt;
 use bindings::sqjobs::job::types as wit;
 use bindings::{JobModule, JobModulePre};
 use context::{AttemptContext, AttemptLabel, Progress, Said};
+use failure::died;
+use grants::Grants;
 use limits::Limits;
 
 pub use engine::TICK;
@@ -43,6 +49,14 @@ pub struct Sandbox {
     linker: Linker<AttemptContext>,
 }
 
+/// An engine for a process that compiles modules and runs none.
+///
+/// # Errors
+/// The address space that even this one reserves can't be had.
+pub fn compiling_engine() -> wasmtime::Result<Engine> {
+    engine::compiling()
+}
+
 /// One attempt to be run.
 #[derive(Debug, Clone)]
 pub struct Call {
@@ -54,6 +68,8 @@ pub struct Call {
     pub module: String,
     /// The queue that the message came from; empty without one.
     pub queue: String,
+    /// Where jobs that it adds are sent: the queue's name, or its URL.
+    pub address: String,
     /// Number of this attempt, from 1.
     pub attempt: u32,
     /// Attempts spent before this one.
@@ -70,6 +86,8 @@ pub struct Call {
     pub kwargs: String,
     /// What the attempt may use.
     pub limits: Limits,
+    /// What the attempt may reach.
+    pub grants: Arc<Grants>,
     /// What happens after a failure.
     pub policy: RetryPolicy,
 }
@@ -142,6 +160,7 @@ impl Sandbox {
         let engine = engine::RunningEngine::start(concurrency).map_err(failed)?;
         let mut linker = Linker::new(&engine.engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut linker).map_err(failed)?;
+        wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker).map_err(failed)?;
         JobModule::add_to_linker::<_, wasmtime::component::HasSelf<_>>(&mut linker, |data| data)
             .map_err(failed)?;
         Ok(Self { engine, linker })
@@ -162,15 +181,20 @@ impl Sandbox {
         JobModulePre::new(pre)
     }
 
-    /// Asks a module which jobs it holds, with nothing granted and under a short deadline.
+    /// Asks a module which jobs it holds, with nothing granted, within these limits and under a
+    /// short deadline.
     ///
     /// # Errors
     /// The guest trapped, or took too long, and why.
-    pub async fn describe(&self, module: &Prepared) -> Result<wit::ModuleDescription, String> {
+    pub async fn describe(
+        &self,
+        module: &Prepared,
+        limits: Limits,
+    ) -> Result<wit::ModuleDescription, String> {
         let said = Arc::new(Mutex::new(Said::default()));
         let label = Arc::new(AttemptLabel { job: "describe".into(), ..AttemptLabel::default() });
-        let context =
-            AttemptContext::new(label, Limits::default(), said.clone(), watch::channel(None).0);
+        let progress = watch::channel(None).0;
+        let context = AttemptContext::new(label, limits, Arc::default(), said.clone(), progress)?;
         let mut store = self.store(context);
         let described = tokio::time::timeout(DESCRIBE_DEADLINE, async {
             let instance = module.instantiate_async(&mut store).await?;
@@ -179,7 +203,7 @@ impl Sandbox {
         .await;
         match described {
             Ok(Ok(description)) => Ok(description),
-            Ok(Err(error)) => Err(died(&error, Stage::Begin, &said, None).message),
+            Ok(Err(error)) => Err(died(&error, Stage::Begin, store.data()).message),
             Err(_) => Err(format!("took longer than {} s", DESCRIBE_DEADLINE.as_secs())),
         }
     }
@@ -189,11 +213,11 @@ impl Sandbox {
         &self,
         module: &Prepared,
         call: &Call,
-        database: Option<&Store>,
+        outlet: Option<&Sender>,
         mut watch: Watch,
     ) -> Execution {
         let begun = Instant::now();
-        let mut attempt = Attempt::new(self, module, call, database, watch.progress);
+        let mut attempt = Attempt::new(self, module, call, outlet, watch.progress);
         let stopped = async {
             let stop = watch.stop.wait_for(Option::is_some).await.map(|stop| *stop);
             match stop {
@@ -202,9 +226,10 @@ impl Sandbox {
                 Err(_) => std::future::pending().await,
             }
         };
+        tokio::pin!(stopped);
         let outcome = tokio::select! {
             biased;
-            stop = stopped => match stop {
+            stop = &mut stopped => match stop {
                 Some(Stop::Cancelled) => Outcome::Cancelled,
                 Some(Stop::LeaseLost) => Outcome::LeaseLost,
                 _ => Outcome::Interrupted,
@@ -212,16 +237,37 @@ impl Sandbox {
             outcome = attempt.run_stages() => outcome,
         };
         let settlement = retry::settle(&outcome, call.spent, &call.policy, fastrand::f64());
-        match &outcome {
-            Outcome::Success(result) => attempt.on_success(result.clone()).await,
-            Outcome::Failed(failure) => attempt.on_failure(failure, settlement).await,
-            Outcome::Interrupted | Outcome::Cancelled | Outcome::LeaseLost => {}
+        let told = async {
+            match &outcome {
+                Outcome::Success(result) => attempt.on_success(result.clone()).await,
+                Outcome::Failed(failure) => attempt.on_failure(failure, settlement).await,
+                Outcome::Interrupted | Outcome::Cancelled | Outcome::LeaseLost => {}
+            }
+        };
+        let stop = tokio::select! {
+            biased;
+            () = told => None,
+            stop = stopped => stop,
+        };
+        match stop {
+            // Another attempt owns the job: nothing of this one counts.
+            Some(Stop::LeaseLost) => {
+                attempt.conclude(Outcome::LeaseLost, Settlement::Abandon, begun.elapsed())
+            }
+            // What has been done is done: the outcome stands, the handler was cut short.
+            Some(Stop::Interrupted | Stop::Cancelled) => {
+                attempt.warn("on-success or on-failure was cut short: the worker is stopping");
+                attempt.conclude(outcome, settlement, begun.elapsed())
+            }
+            None => attempt.conclude(outcome, settlement, begun.elapsed()),
         }
-        attempt.conclude(outcome, settlement, begun.elapsed())
     }
 
     fn store(&self, context: AttemptContext) -> WasmStore<AttemptContext> {
+        let limits = context.limits;
         let mut store = WasmStore::new(self.engine(), context);
+        store.set_hostcall_fuel(limits.host_memory_bytes);
+        store.set_max_component_handles(limits.handles);
         store.limiter(|context| &mut context.memory);
         // A busy guest yields its thread at each tick; the timeout around it ends it.
         store.set_epoch_deadline(1);

@@ -7,6 +7,7 @@ use sqlx::any::AnyRow;
 
 use super::{Store, StoreError, placeholders};
 use crate::clock::Timestamp;
+use crate::failpoint;
 use crate::payload::Job;
 
 /// Which version of which module runs an attempt.
@@ -37,6 +38,10 @@ pub struct ClaimRequest {
     pub worker_id: String,
     /// What will run.
     pub module: ModuleVersion,
+    /// Whether no other attempt of the worker runs, nor will until this one has ended.
+    pub is_alone: bool,
+    /// Whether the message's group has an order: the queue is FIFO.
+    pub is_ordered: bool,
 }
 
 /// An attempt that owns its job.
@@ -68,11 +73,21 @@ pub enum Claim {
     Held(Duration),
     /// The id is known with another job name or other arguments.
     Conflict(String),
+    /// The job has taken workers down and may only run alone: nothing was claimed.
+    OnlyAlone,
+    /// The job has taken a worker down although nothing else ran there. With the reason.
+    Crashed(String),
+    /// A job ahead of it in its message group waits to be sent again: this one goes behind it.
+    Behind,
 }
 
+/// Runs begun whose worker died, after which a job runs alone in its worker: whatever ran beside
+/// it is under suspicion as well.
+pub const MAX_CRASHES: u32 = 2;
+
 const COLUMNS: &str = "j.id, j.name, j.fingerprint, j.status, j.attempts, j.spent, j.crashes, \
-    j.retry_at, j.enqueued_at, j.schedule, j.fire_time, j.generation, j.token, \
-    w.renewed_at, w.lease_ms";
+    j.retry_at, j.enqueued_at, j.schedule, j.fire_time, j.generation, j.token, j.alone, \
+    j.error_kind, j.group_position, w.renewed_at, w.lease_ms";
 
 impl Store {
     /// Claims a group of jobs in one transaction; the answers stand in the order of the requests.
@@ -138,7 +153,22 @@ impl Store {
         let mut begun = Vec::new();
         for request in requests {
             let row = known.get_mut(&request.job.id).ok_or(sqlx::Error::RowNotFound)?;
-            let (claim, took_over) = decide(row, request, now);
+            if row.is_owned_by(&request.token) {
+                // Committed before, and the answer was lost.
+                answers.push(Claim::Begun(row.begun()));
+                continue;
+            }
+            if revives(row, request) {
+                self.revive(&mut write, &row.id).await?;
+                row.revive();
+            }
+            let (mut claim, took_over) = decide(row, request, now);
+            if matches!(claim, Claim::Begun(_))
+                && request.is_ordered
+                && self.is_behind(&mut write, request, row.group_position).await?
+            {
+                claim = Claim::Behind;
+            }
             if let Claim::Begun(_) = claim {
                 // The second request of one id in this group finds the first one's claim.
                 row.status = "RUNNING".into();
@@ -150,8 +180,76 @@ impl Store {
         if !begun.is_empty() {
             self.take(&mut write, &begun, now).await?;
         }
+        for (request, _) in &begun {
+            failpoint::reach("claim-written", &request.job.name);
+        }
         write.tx.commit().await?;
         Ok(answers)
+    }
+
+    /// Whether another job of the message's group is ahead of it that was, or waits to be, sent
+    /// again from here: on the queue it may stand behind this message all the same.
+    async fn is_behind(
+        &self,
+        write: &mut super::Write,
+        request: &ClaimRequest,
+        position: Option<i64>,
+    ) -> Result<bool, sqlx::Error> {
+        let Some(group) = &request.group else { return Ok(false) };
+        let ahead: Option<i64> = sqlx::query_scalar(self.sql(
+            "SELECT group_position FROM {p}jobs WHERE queue = $1 AND message_group = $2 \
+             AND group_position < $3 AND status IN ('PENDING', 'RUNNING', 'RETRY') AND id <> $4 \
+             LIMIT 1",
+        ))
+        .bind(&request.queue)
+        .bind(group)
+        .bind(position.unwrap_or(i64::MAX))
+        .bind(&request.job.id)
+        .fetch_optional(&mut *write.tx)
+        .await?;
+        Ok(ahead.is_some())
+    }
+
+    /// Ends the claim of an attempt that stores nothing, since its lease was lost: the job waits
+    /// again, and its next delivery need not wait for the end of this worker. The attempt is not
+    /// counted; one that does not own the job changes nothing.
+    ///
+    /// # Errors
+    /// The database failed: the claim lives until its worker ends.
+    pub async fn let_go(&self, job_id: &str, token: &str) -> Result<(), StoreError> {
+        self.within("let a job go", async {
+            let mut write = self.begin().await?;
+            for statement in [
+                "UPDATE {p}attempts SET outcome = 'lease-lost', finished_at = {now} \
+                 WHERE job_id = $1 AND token = $2 AND outcome = 'running'",
+                "UPDATE {p}jobs SET status = 'PENDING', token = NULL, alone = 0, updated_at = {now} \
+                 WHERE id = $1 AND token = $2",
+            ] {
+                let query = sqlx::query(self.sql(statement)).bind(job_id.to_owned());
+                query.bind(token.to_owned()).execute(&mut *write.tx).await?;
+            }
+            write.tx.commit().await
+        })
+        .await
+    }
+
+    /// Has a job that was given up wait again, as one that was never tried.
+    pub(super) async fn revive(
+        &self,
+        write: &mut super::Write,
+        id: &str,
+    ) -> Result<(), sqlx::Error> {
+        for statement in [
+            "UPDATE {p}jobs SET status = 'PENDING', spent = 0, crashes = 0, alone = 0, \
+             error = NULL, error_kind = NULL, error_stage = NULL, backtrace = NULL, \
+             retry_at = NULL, finished_at = NULL, updated_at = {now} \
+             WHERE id = $1 AND status IN ('FAILURE', 'CANCELLED')",
+            "DELETE FROM {p}dead WHERE job_id = $1 AND id = $1 \
+             AND kind IN ('failed', 'crashed', 'lost', 'undeliverable', 'unknown-job')",
+        ] {
+            sqlx::query(self.sql(statement)).bind(id.to_owned()).execute(&mut *write.tx).await?;
+        }
+        Ok(())
     }
 
     /// Makes the requests' tokens the owners of their jobs.
@@ -184,13 +282,14 @@ impl Store {
             }
         }
         let update = format!(
-            "WITH v (id, token, worker_id, module, module_version, module_digest) AS (VALUES {}) \
+            "WITH v (id, token, worker_id, module, module_version, module_digest, alone) AS (VALUES {}) \
              UPDATE {{p}}jobs AS j SET status = 'RUNNING', token = v.token, worker_id = v.worker_id, \
+             alone = v.alone, \
              module = v.module, module_version = v.module_version, \
              module_digest = v.module_digest, attempts = j.attempts + 1, started_at = {now}, \
              retry_at = NULL, progress = -1, progress_message = NULL, updated_at = {now} \
              FROM v WHERE j.id = v.id",
-            placeholders(begun.len(), 6)
+            placeholders(begun.len(), 7)
         );
         let mut query = sqlx::query(self.sql(&update));
         for (request, _) in begun {
@@ -200,7 +299,8 @@ impl Store {
                 .bind(&request.worker_id)
                 .bind(&request.module.name)
                 .bind(&request.module.version)
-                .bind(&request.module.digest);
+                .bind(&request.module.digest)
+                .bind(i64::from(request.is_alone));
         }
         query.execute(&mut *write.tx).await?;
         let insert = format!(
@@ -224,6 +324,7 @@ struct JobRow {
     name: String,
     fingerprint: String,
     status: String,
+    token: Option<String>,
     attempts: i64,
     spent: i64,
     crashes: i64,
@@ -232,6 +333,9 @@ struct JobRow {
     schedule: Option<String>,
     fire_time: Option<i64>,
     generation: i64,
+    is_alone: bool,
+    error_kind: Option<String>,
+    group_position: Option<i64>,
     /// Until when the claim of the worker that runs it lives; `None` when that worker is gone.
     alive_until: Option<i64>,
 }
@@ -245,6 +349,7 @@ impl JobRow {
             name: row.try_get("name")?,
             fingerprint: row.try_get("fingerprint")?,
             status: row.try_get("status")?,
+            token: row.try_get("token")?,
             attempts: row.try_get("attempts")?,
             spent: row.try_get("spent")?,
             crashes: row.try_get("crashes")?,
@@ -253,9 +358,45 @@ impl JobRow {
             schedule: row.try_get("schedule")?,
             fire_time: row.try_get("fire_time")?,
             generation: row.try_get("generation")?,
+            is_alone: row.try_get::<i64, _>("alone")? != 0,
+            error_kind: row.try_get("error_kind")?,
+            group_position: row.try_get("group_position")?,
             alive_until: renewed_at.zip(lease_ms).map(|(at, lease)| at.saturating_add(lease)),
         })
     }
+}
+
+impl JobRow {
+    fn is_owned_by(&self, token: &str) -> bool {
+        self.status == "RUNNING" && self.token.as_deref() == Some(token)
+    }
+
+    /// The attempt that owns the row.
+    fn begun(&self) -> Begun {
+        Begun {
+            attempt: count(self.attempts),
+            spent: count(self.spent),
+            crashes: count(self.crashes),
+            enqueued_at: Timestamp(self.enqueued_at),
+            schedule: self.schedule.clone().zip(self.fire_time.map(Timestamp)),
+            generation: count(self.generation),
+        }
+    }
+
+    /// As [`Store::revive`] has left it.
+    fn revive(&mut self) {
+        self.status = "PENDING".into();
+        (self.spent, self.crashes, self.is_alone) = (0, 0, false);
+        (self.retry_at, self.error_kind) = (None, None);
+    }
+}
+
+/// Whether a job that was given up runs again: its message was taken for lost and is here, or a
+/// person moved its copy back from the dead-letter queue.
+fn revives(row: &JobRow, request: &ClaimRequest) -> bool {
+    let is_same = row.name == request.job.name && row.fingerprint == request.job.fingerprint();
+    let was_lost = row.error_kind.as_deref() == Some("lost");
+    is_same && row.status == "FAILURE" && (was_lost || request.job.is_revived)
 }
 
 /// Decides a claim by the job's row; tells also whether it takes over from a worker that died.
@@ -280,16 +421,23 @@ fn decide(row: &JobRow, request: &ClaimRequest, now: i64) -> (Claim, bool) {
         },
         _ => return (Claim::Finished(row.status.clone()), false),
     };
-    let count = |number: i64| u32::try_from(number).unwrap_or(0);
-    let begun = Begun {
-        attempt: count(row.attempts).saturating_add(1),
-        spent: count(row.spent),
-        crashes: count(row.crashes).saturating_add(u32::from(took_over)),
-        enqueued_at: Timestamp(row.enqueued_at),
-        schedule: row.schedule.clone().zip(row.fire_time.map(Timestamp)),
-        generation: count(row.generation),
-    };
-    (Claim::Begun(begun), took_over)
+    let crashes = count(row.crashes).saturating_add(u32::from(took_over));
+    if took_over && row.is_alone {
+        let reason = format!(
+            "its worker died while the job ran alone in it, after {} earlier attempts whose worker died; the attempts are in `status`",
+            crashes.saturating_sub(1)
+        );
+        return (Claim::Crashed(reason), false);
+    }
+    if crashes >= MAX_CRASHES && !request.is_alone {
+        return (Claim::OnlyAlone, false);
+    }
+    let attempt = count(row.attempts).saturating_add(1);
+    (Claim::Begun(Begun { attempt, crashes, ..row.begun() }), took_over)
+}
+
+fn count(number: i64) -> u32 {
+    u32::try_from(number).unwrap_or(0)
 }
 
 fn wait(ms: i64) -> Duration {

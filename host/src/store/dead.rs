@@ -7,6 +7,7 @@ use sqlx::any::AnyRow;
 
 use super::{Store, StoreError, Write};
 use crate::clock::Timestamp;
+use crate::payload::Job;
 use crate::text::without_nul;
 
 /// Why an entry is in the dead list.
@@ -122,19 +123,112 @@ pub struct DeadFilter {
 }
 
 impl Store {
-    /// Puts a message aside. The same message put aside once more changes nothing.
+    /// Puts a message aside. The same message put aside once more changes nothing. The row of
+    /// its job, where `job` tells one, fails in the same transaction, unless it is another job's,
+    /// has its final status, or an attempt that lives owns it.
+    ///
+    /// `space` is how many bytes of malformed bodies the queue may have; what would pass it is
+    /// not kept, and `false` is returned.
     ///
     /// # Errors
     /// The database failed.
-    pub async fn put_aside(&self, dead: &DeadMessage) -> Result<(), StoreError> {
+    pub async fn put_aside(
+        &self,
+        dead: &DeadMessage,
+        job: Option<&Job>,
+        space: Option<u64>,
+    ) -> Result<bool, StoreError> {
         self.within("put a message aside", async {
             let mut write = self.begin().await?;
             let now: i64 =
                 sqlx::query_scalar(self.sql("SELECT {now}")).fetch_one(&mut *write.tx).await?;
+            if dead.kind == DeadKind::Malformed
+                && !self.take_space(&mut write, dead, space.unwrap_or(u64::MAX)).await?
+            {
+                return Ok(false);
+            }
+            if let Some(job) = job {
+                self.fail_waiting(&mut write, dead, job).await?;
+            }
             self.insert_dead(&mut write, dead, now).await?;
-            write.tx.commit().await
+            write.tx.commit().await?;
+            Ok(true)
         })
         .await
+    }
+
+    /// Counts a malformed body against its queue's space; `false` when there is no room for it.
+    async fn take_space(
+        &self,
+        write: &mut Write,
+        dead: &DeadMessage,
+        space: u64,
+    ) -> Result<bool, sqlx::Error> {
+        let is_known: Option<i64> =
+            sqlx::query_scalar(self.sql("SELECT body_bytes FROM {p}dead WHERE id = $1"))
+                .bind(&dead.id)
+                .fetch_optional(&mut *write.tx)
+                .await?;
+        if is_known.is_some() {
+            return Ok(true);
+        }
+        let size = i64::try_from(dead.body.len()).unwrap_or(i64::MAX);
+        let taken = sqlx::query(self.sql(
+            "INSERT INTO {p}malformed_space AS s (queue, bytes) SELECT $1, $2 WHERE $2 <= $3 \
+             ON CONFLICT (queue) DO UPDATE SET bytes = s.bytes + excluded.bytes \
+             WHERE s.bytes + excluded.bytes <= $3",
+        ))
+        .bind(&dead.queue)
+        .bind(size)
+        .bind(i64::try_from(space).unwrap_or(i64::MAX))
+        .execute(&mut *write.tx)
+        .await?;
+        Ok(taken.rows_affected() > 0)
+    }
+
+    /// Fails the row of a job whose message is put aside.
+    async fn fail_waiting(
+        &self,
+        write: &mut Write,
+        dead: &DeadMessage,
+        job: &Job,
+    ) -> Result<(), sqlx::Error> {
+        let failed = sqlx::query(self.sql(
+            "UPDATE {p}jobs SET status = 'FAILURE', token = NULL, alone = 0, error = $1, \
+             error_kind = $2, error_stage = NULL, backtrace = NULL, retry_at = NULL, \
+             finished_at = {now}, updated_at = {now} \
+             WHERE id = $3 AND name = $4 AND fingerprint = $5 AND (status IN ('PENDING', 'RETRY') \
+             OR (status = 'RUNNING' AND NOT EXISTS (SELECT 1 FROM {p}workers w \
+             WHERE w.id = {p}jobs.worker_id AND w.renewed_at + w.lease_ms > {now})))",
+        ))
+        .bind(without_nul(dead.reason.clone()))
+        .bind(dead.kind.name())
+        .bind(&job.id)
+        .bind(&job.name)
+        .bind(job.fingerprint())
+        .execute(&mut *write.tx)
+        .await?;
+        if failed.rows_affected() > 0 {
+            self.end_dead_attempts(write, &job.id).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends the attempts of a job whose workers died.
+    pub(super) async fn end_dead_attempts(
+        &self,
+        write: &mut Write,
+        job_id: &str,
+    ) -> Result<(), sqlx::Error> {
+        sqlx::query(self.sql(
+            "UPDATE {p}attempts SET outcome = 'crashed', finished_at = {now}, \
+             error = 'the worker died while the attempt ran' \
+             WHERE outcome = 'running' AND job_id = $1",
+        ))
+        .bind(job_id.to_owned())
+        .execute(&mut *write.tx)
+        .await
+        .map(|_| ())
     }
 
     /// Writes an entry. One of this id that another message left stays as it is: then the new

@@ -32,6 +32,9 @@ pub enum Enqueued {
     Added {
         /// The outbox row.
         outbox_id: i64,
+        /// Whether nothing of its message group waits to be sent before it. Otherwise the sweep
+        /// sends it in its turn, and the caller must not.
+        is_next: bool,
     },
     /// The id is known with the same name and arguments: nothing was added.
     Existing,
@@ -46,11 +49,23 @@ impl Store {
     /// # Errors
     /// The database failed; nothing was added.
     pub async fn enqueue(&self, new: &NewJob) -> Result<Enqueued, StoreError> {
+        self.enqueue_for(new, 15_000).await
+    }
+
+    /// Writes a new job and its outbox row, which the sweep sends at once.
+    ///
+    /// # Errors
+    /// The database failed; nothing was added.
+    pub async fn enqueue_for_sweep(&self, new: &NewJob) -> Result<Enqueued, StoreError> {
+        self.enqueue_for(new, 0).await
+    }
+
+    async fn enqueue_for(&self, new: &NewJob, ms: i64) -> Result<Enqueued, StoreError> {
         self.within("add a job", async {
             let mut write = self.begin().await?;
             let now: i64 =
                 sqlx::query_scalar(self.sql("SELECT {now}")).fetch_one(&mut *write.tx).await?;
-            let enqueued = self.insert_job(&mut write, new, now, now + 15_000).await?;
+            let enqueued = self.insert_job(&mut write, new, now, now + ms).await?;
             write.tx.commit().await?;
             Ok(enqueued)
         })
@@ -113,6 +128,14 @@ impl Store {
         .bind(taken_until)
         .fetch_one(&mut *write.tx)
         .await?;
-        Ok(Enqueued::Added { outbox_id: row.try_get("id")? })
+        let outbox_id: i64 = row.try_get("id")?;
+        let is_next = !self.is_blocked(write, outbox_id).await?;
+        if !is_next && taken_until > now {
+            sqlx::query(self.sql("UPDATE {p}outbox SET taken_until = 0 WHERE id = $1"))
+                .bind(outbox_id)
+                .execute(&mut *write.tx)
+                .await?;
+        }
+        Ok(Enqueued::Added { outbox_id, is_next })
     }
 }

@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use sqlx::Row as _;
 
-use super::dead::DeadMessage;
-use super::enqueue::NewJob;
-use super::{Store, StoreError, Write, placeholders};
+use super::dead::{DeadKind, DeadMessage};
+use super::enqueue::{Enqueued, NewJob};
+use super::park::ParkRequest;
+use super::{Store, StoreError, Write, json_of, placeholders};
+use crate::broker::Attributes;
 use crate::clock::millis;
-use crate::payload::Job;
+use crate::failpoint;
+use crate::payload::{self, Job};
 use crate::store::claim::ModuleVersion;
 
 /// Longest error, backtrace or log that is kept, in bytes each.
@@ -86,6 +89,12 @@ pub struct FinishRequest {
     /// Send the job's message again from the outbox after the ending's wait, instead of
     /// relying on the message that the queue holds.
     pub is_parked: bool,
+    /// Where the job's message is sent again: the queue's name, or its URL.
+    pub address: String,
+    /// The sender's message attributes: what is sent again carries them.
+    pub attributes: Attributes,
+    /// Whether the message's group has an order: the queue is FIFO.
+    pub is_ordered: bool,
     /// Where a copy of a message goes whose job failed for good: the address of the queue's
     /// dead-letter queue.
     pub dead_letter_queue: Option<String>,
@@ -93,7 +102,8 @@ pub struct FinishRequest {
 
 impl Store {
     /// Stores a group of outcomes in one transaction; tells for each whether it was stored.
-    /// `false` means that another attempt owns the job.
+    /// `false` means that another attempt owns the job. An outcome that was stored before, by a
+    /// call whose answer was lost, is told as stored, and nothing of it is done twice.
     ///
     /// # Errors
     /// The database failed or refused a row; nothing of the group is stored.
@@ -118,18 +128,30 @@ impl Store {
             if let Ending::Failure(dead) = &request.ending {
                 self.insert_dead(&mut write, dead, now).await?;
                 if let Some(queue) = &request.dead_letter_queue {
-                    self.copy_to(&mut write, queue, dead, now).await?;
+                    self.copy_to(&mut write, queue, request, dead).await?;
                 }
             }
             for child in &request.children {
-                self.insert_job(&mut write, child, now, now).await?;
+                let added = self.insert_job(&mut write, child, now, now).await?;
+                if added == Enqueued::Conflict {
+                    self.insert_dead(&mut write, &conflicting(child), now).await?;
+                }
             }
             if request.is_parked {
-                self.park(&mut write, request, now).await?;
+                let wait = match &request.ending {
+                    Ending::Retry(wait) => *wait,
+                    _ => Duration::ZERO,
+                };
+                self.park(&mut write, &request.parked(wait), now).await?;
             }
+            failpoint::reach("outcome-written", &request.job.name);
         }
+        let others: Vec<&FinishRequest> =
+            requests.iter().filter(|request| !stored.contains(&request.token)).collect();
+        let before = self.stored_before(&mut write, &others).await?;
         write.tx.commit().await?;
-        Ok(requests.iter().map(|request| stored.contains(&request.token)).collect())
+        let is_stored = |token| stored.contains(token) || before.contains(token);
+        Ok(requests.iter().map(|request| is_stored(&request.token)).collect())
     }
 
     /// Writes the first row of a job that ran without one, owned by its attempt. When another
@@ -187,6 +209,29 @@ impl Store {
         Ok(())
     }
 
+    /// The tokens of those requests whose outcome was stored by an earlier call.
+    async fn stored_before(
+        &self,
+        write: &mut Write,
+        requests: &[&FinishRequest],
+    ) -> Result<std::collections::HashSet<String>, sqlx::Error> {
+        let mut found = std::collections::HashSet::new();
+        for request in requests {
+            let stored: Option<i64> = sqlx::query_scalar(self.sql(
+                "SELECT number FROM {p}attempts WHERE job_id = $1 AND token = $2 AND outcome = $3",
+            ))
+            .bind(&request.job.id)
+            .bind(&request.token)
+            .bind(request.outcome)
+            .fetch_optional(&mut *write.tx)
+            .await?;
+            if stored.is_some() {
+                found.insert(request.token.clone());
+            }
+        }
+        Ok(found)
+    }
+
     /// Moves the jobs' rows to their endings; returns the tokens that owned theirs.
     async fn settle_rows(
         &self,
@@ -217,7 +262,7 @@ impl Store {
         let update = format!(
             "WITH v (id, token, status, spent, result, error, error_kind, error_stage, backtrace, \
              retry_at, finished_at, duration_ms) AS (VALUES {}) \
-             UPDATE {{p}}jobs AS j SET status = v.status, token = NULL, spent = j.spent + v.spent, \
+             UPDATE {{p}}jobs AS j SET status = v.status, token = NULL, alone = 0, spent = j.spent + v.spent, \
              result = v.result, error = v.error, error_kind = v.error_kind, \
              error_stage = v.error_stage, backtrace = v.backtrace, retry_at = v.retry_at, \
              finished_at = v.finished_at, duration_ms = v.duration_ms, updated_at = {now} \
@@ -310,47 +355,56 @@ impl Store {
         &self,
         write: &mut Write,
         queue: &str,
+        request: &FinishRequest,
         dead: &DeadMessage,
-        now: i64,
     ) -> Result<(), sqlx::Error> {
         sqlx::query(self.sql(
             "INSERT INTO {p}outbox (job_id, job_name, queue, message_group, enqueued_at, \
-             not_before, body) VALUES ($1, $2, $3, $4, $5, $6, $7)",
+             attributes, body) SELECT id, name, $1, $2, enqueued_at, $3, $4 FROM {p}jobs \
+             WHERE id = $5",
         ))
-        .bind(&dead.id)
-        .bind(dead.job.as_deref().unwrap_or_default())
-        .bind(queue)
+        .bind(queue.to_owned())
         .bind(&dead.group)
-        .bind(now)
-        .bind(now)
+        .bind(json_of(&payload::dead_copy_attributes(&request.attributes)))
         .bind(&dead.body)
-        .execute(&mut *write.tx)
-        .await?;
-        Ok(())
-    }
-
-    /// Puts the job's message into the outbox, to be sent when its wait is over.
-    async fn park(
-        &self,
-        write: &mut Write,
-        request: &FinishRequest,
-        now: i64,
-    ) -> Result<(), sqlx::Error> {
-        let not_before = match &request.ending {
-            Ending::Retry(wait) => now.saturating_add(millis(*wait)),
-            _ => now,
-        };
-        sqlx::query(self.sql(
-            "INSERT INTO {p}outbox (job_id, job_name, queue, args, kwargs, message_group, \
-             enqueued_at, not_before, send_number) SELECT id, name, queue, $1, $2, message_group, \
-             enqueued_at, $3, sends + 1 FROM {p}jobs WHERE id = $4",
-        ))
-        .bind(&request.job.args)
-        .bind(&request.job.kwargs)
-        .bind(not_before)
         .bind(&request.job.id)
         .execute(&mut *write.tx)
         .await?;
         Ok(())
+    }
+}
+
+impl FinishRequest {
+    fn parked(&self, wait: Duration) -> ParkRequest {
+        ParkRequest {
+            job: self.job.clone(),
+            queue: self.queue.clone(),
+            address: self.address.clone(),
+            group: self.group.clone(),
+            attributes: self.attributes.clone(),
+            wait,
+            is_ordered: self.is_ordered,
+        }
+    }
+}
+
+/// A job that an attempt added under an id that belongs to another job: it can't be added, and is
+/// kept where a person sees it.
+fn conflicting(child: &NewJob) -> DeadMessage {
+    let (body, attributes) = payload::outgoing(&child.job, &Attributes::new());
+    DeadMessage {
+        id: uuid::Uuid::new_v4().to_string(),
+        kind: DeadKind::IdConflict,
+        queue: child.queue.clone(),
+        job: Some(child.job.name.clone()),
+        job_id: Some(child.job.id.clone()),
+        message_id: None,
+        reason: format!(
+            "added by job {} under an id that belongs to a job with another name or other arguments; an attempt must add its jobs in the same order each time",
+            child.parent_id.as_deref().unwrap_or("unknown")
+        ),
+        body,
+        attributes: json_of(&attributes),
+        group: child.group.clone(),
     }
 }

@@ -16,6 +16,10 @@ static POSTGRES: Migrator = sqlx::migrate!("../migrations/postgres");
 /// Where applied migrations are listed; in PostgreSQL inside our schema.
 const TABLE: &str = "sqjobs_migrations";
 
+/// Oldest schema that this host serves: that of the release before. There is none yet, so all
+/// statements may need the newest.
+const OLDEST_SERVED: i64 = 5;
+
 /// Key of the PostgreSQL advisory lock under which a migration runs: "sqjobs" in ASCII.
 const ADVISORY_LOCK: i64 = 0x7371_6a6f_6273;
 
@@ -53,7 +57,7 @@ impl Store {
         let found = self.schema_version().await?;
         let needed = latest(self.migrations());
         let database = || self.inner.label.clone();
-        if found == 0 || found + 1 < needed {
+        if found < OLDEST_SERVED {
             return Err(StoreError::MigrationDue { database: database(), found, needed });
         }
         if found > needed + 1 {

@@ -6,7 +6,7 @@
 //!             add, first receipt                claim
 //!                  ──────────▶  PENDING  ─────────────────▶  RUNNING ──┐ claim died:
 //!                                  ▲                          │  ▲  ▲  │ another attempt
-//!                    interrupted   │                          │  │  └──┘ takes it over
+//!        interrupted, lease lost   │                          │  │  └──┘ takes it over
 //!                                  └──────────────────────────┤  │
 //!                                                             │  │ claim
 //!                          failed, comes again                ▼  │
@@ -26,13 +26,18 @@
 
 pub mod claim;
 pub mod dead;
+pub mod door;
 pub mod enqueue;
 pub mod finish;
 pub(crate) mod group;
 pub mod kept;
+pub mod lost;
 pub mod migrate;
 pub mod modules;
+mod open;
 pub mod outbox;
+pub mod park;
+pub mod periodic;
 pub mod read;
 pub mod versions;
 pub mod workers;
@@ -42,9 +47,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
-use sqlx::{Any, AnyPool, AssertSqlSafe, ConnectOptions as _, Transaction};
+use sqlx::{Any, AnyPool, AssertSqlSafe, Transaction};
 use tokio::sync::{Mutex, OwnedMutexGuard};
+
+pub(crate) use open::sqlite_remedy;
+
+use crate::broker::Attributes;
 
 /// How long a statement or a wait for a connection may take before the call is given up. A
 /// database that stalls must not hold work for ever: the caller retries while it has its lease.
@@ -125,7 +133,10 @@ pub enum StoreError {
         most: i64,
     },
     /// The migration lock could not be taken.
-    #[error("cannot lock `{}` for the migration", path.display())]
+    #[error(
+        "cannot lock `{}` for the migration; check that it and its folder can be written, or choose another place with --database or --data-dir",
+        path.display()
+    )]
     Lock {
         /// The lock file.
         path: PathBuf,
@@ -259,45 +270,6 @@ pub(crate) struct Write {
 }
 
 impl Store {
-    /// Opens the database, without looking at its schema (see [`Self::check_schema`]).
-    ///
-    /// # Errors
-    /// It can't be opened, and what to do about it.
-    pub async fn open(database: &Database) -> Result<Self, StoreError> {
-        sqlx::any::install_default_drivers();
-        let (dialect, url, prefix) = match database {
-            Database::Sqlite { path, .. } => {
-                prepare_folder(path, database)?;
-                (Dialect::Sqlite, sqlite_url(path), "sqjobs_".to_owned())
-            }
-            Database::Postgres { url, schema } => {
-                (Dialect::Postgres, url.clone(), format!("{}.", quote(schema)))
-            }
-        };
-        let label = database.label();
-        let options = AnyConnectOptions::from_url(&url)
-            .map_err(|error| StoreError::Url { url: label.clone(), reason: error.to_string() })?
-            .disable_statement_logging();
-        let set_up = session_statements(database);
-        let pool = AnyPoolOptions::new()
-            .max_connections(if dialect == Dialect::Sqlite { 6 } else { 12 })
-            .acquire_timeout(Duration::from_secs(10))
-            .idle_timeout(Duration::from_secs(300))
-            .after_connect(move |connection, _| {
-                let set_up = set_up.clone();
-                Box::pin(async move {
-                    use sqlx::Executor as _;
-                    connection.execute(AssertSqlSafe(set_up)).await.map(|_| ())
-                })
-            })
-            .connect_with(options)
-            .await
-            .map_err(|source| open_error(database, source))?;
-        let writer = Arc::new(Mutex::new(()));
-        let database = database.clone();
-        Ok(Self { inner: Arc::new(Inner { pool, dialect, database, label, prefix, writer }) })
-    }
-
     /// The database as people may see it.
     #[must_use]
     pub fn label(&self) -> &str {
@@ -308,6 +280,12 @@ impl Store {
     #[must_use]
     pub fn dialect(&self) -> Dialect {
         self.inner.dialect
+    }
+
+    /// A table or view of ours, as statements name it: `sqjobs_outbox`, or `"sqjobs".outbox`.
+    #[must_use]
+    pub fn table(&self, name: &str) -> String {
+        format!("{}{name}", self.inner.prefix)
     }
 
     /// The turn at writing to an SQLite file, to be shared with whatever else in this process
@@ -396,69 +374,13 @@ fn placeholders(rows: usize, columns: usize) -> String {
     text
 }
 
+/// Message attributes as rows keep them.
+fn json_of(attributes: &Attributes) -> String {
+    serde_json::to_string(attributes).unwrap_or_else(|_| "{}".to_owned())
+}
+
 fn quote(identifier: &str) -> String {
     format!("\"{}\"", identifier.replace('"', "\"\""))
-}
-
-fn sqlite_url(path: &Path) -> url::Url {
-    let mut url = url::Url::parse("sqlite:///").expect("a constant URL");
-    url.set_path(&path.to_string_lossy());
-    url.set_query(Some("mode=rwc"));
-    url
-}
-
-/// What each connection is told when it is made.
-fn session_statements(database: &Database) -> String {
-    match database {
-        Database::Sqlite { is_durable, .. } => {
-            let synchronous = if *is_durable { "FULL" } else { "NORMAL" };
-            format!(
-                "PRAGMA busy_timeout = 10000; PRAGMA journal_mode = WAL; \
-                 PRAGMA synchronous = {synchronous}; PRAGMA foreign_keys = ON; \
-                 PRAGMA journal_size_limit = 67108864"
-            )
-        }
-        Database::Postgres { .. } => format!(
-            "SET statement_timeout = {}; SET idle_in_transaction_session_timeout = 60000; \
-             SET client_min_messages = warning",
-            STATEMENT_TIMEOUT.as_millis()
-        ),
-    }
-}
-
-/// Makes the folder of a SQLite file, for its owner only.
-fn prepare_folder(path: &Path, database: &Database) -> Result<(), StoreError> {
-    use std::os::unix::fs::DirBuilderExt;
-    let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) else {
-        return Ok(());
-    };
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| {
-        StoreError::Open {
-            database: database.label(),
-            remedy: format!(
-                "its folder `{}` can't be made; check its permissions, or choose another with --data-dir",
-                folder.display()
-            ),
-            source: sqlx::Error::Io(error),
-        }
-    })
-}
-
-fn open_error(database: &Database, source: sqlx::Error) -> StoreError {
-    let remedy = match (database, &source) {
-        (Database::Sqlite { .. }, _) => {
-            "check that the file and its folder can be read and written, or choose another with --database or --data-dir"
-        }
-        (_, sqlx::Error::Database(error)) => match error.code().as_deref() {
-            Some("28P01" | "28000") => {
-                "user or password were refused; set the password in the URL, in PGPASSWORD, or in a file named by SQJOBS_DATABASE_PASSWORD_FILE"
-            }
-            Some("3D000") => "there is no database of this name; create it first",
-            _ => "the server refused the connection",
-        },
-        _ => "check host and port in --database, and that PostgreSQL runs there",
-    };
-    StoreError::Open { database: database.label(), remedy: remedy.to_owned(), source }
 }
 
 #[cfg(test)]

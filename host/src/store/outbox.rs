@@ -7,7 +7,8 @@ use sqlx::Row as _;
 use sqlx::any::AnyRow;
 
 use super::dead::DeadMessage;
-use super::{Store, StoreError, placeholders};
+use super::{Store, StoreError, Write, placeholders};
+use crate::broker::Attributes;
 use crate::clock::Timestamp;
 use crate::payload::Job;
 use crate::text::without_nul;
@@ -31,6 +32,8 @@ pub struct OutboxRow {
     /// How often the job has been sent, this time included. Part of the deduplication id on a
     /// FIFO queue: a repeated send of this row keeps it, a new send changes it.
     pub send_number: i64,
+    /// The sender's message attributes.
+    pub attributes: Attributes,
     /// An exact body to send instead of the job's own.
     pub body: Option<String>,
     /// How often sending this row was tried before.
@@ -38,7 +41,14 @@ pub struct OutboxRow {
 }
 
 const COLUMNS: &str = "id, job_id, job_name, queue, args, kwargs, message_group, enqueued_at, \
-    not_before, send_number, body, tries";
+    not_before, send_number, attributes, body, tries";
+
+/// Whether something of the same message group of a FIFO queue must be sent before the row `o`:
+/// an earlier row that is due, or one that stands before it in the group.
+const IS_BLOCKED: &str = "o.queue LIKE '%.fifo' AND EXISTS (SELECT 1 FROM {p}outbox e \
+    WHERE e.queue = o.queue AND e.message_group = o.message_group AND e.id <> o.id \
+    AND e.body IS NULL AND (e.group_position < o.group_position OR (o.group_position IS NULL \
+    AND e.group_position IS NULL AND e.id < o.id AND e.not_before <= {now})))";
 
 impl OutboxRow {
     fn read(row: &AnyRow) -> Result<Self, sqlx::Error> {
@@ -51,11 +61,14 @@ impl OutboxRow {
                 kwargs: row.try_get("kwargs")?,
                 enqueued_at: Some(Timestamp(row.try_get("enqueued_at")?)),
                 is_tracked: true,
+                is_revived: false,
             },
             queue: row.try_get("queue")?,
             group: row.try_get("message_group")?,
             not_before: Timestamp(row.try_get("not_before")?),
             send_number: row.try_get("send_number")?,
+            // A row that somebody edited to nonsense is sent without.
+            attributes: serde_json::from_str(row.try_get("attributes")?).unwrap_or_default(),
             body: row.try_get("body")?,
             tries: row.try_get("tries")?,
         })
@@ -77,8 +90,9 @@ impl Store {
             let mut write = self.begin().await?;
             let statement = format!(
                 "UPDATE {{p}}outbox SET taken_until = {{now}} + {TAKEN_FOR_MS}, tries = tries + 1 \
-                 WHERE id IN (SELECT id FROM {{p}}outbox \
+                 WHERE id IN (SELECT id FROM {{p}}outbox o \
                  WHERE not_before <= {{now}} + $1 AND taken_until <= {{now}} \
+                 AND NOT ({IS_BLOCKED}) \
                  ORDER BY not_before, id LIMIT $2 {{skip_locked}}) RETURNING {COLUMNS}"
             );
             let rows = sqlx::query(self.sql(&statement))
@@ -87,10 +101,21 @@ impl Store {
                 .fetch_all(&mut *write.tx)
                 .await?;
             let rows = rows.iter().map(OutboxRow::read).collect::<Result<Vec<_>, _>>()?;
+            let rows = self.take_in(&mut write, rows).await?;
             write.tx.commit().await?;
             Ok(rows)
         })
         .await
+    }
+
+    /// Whether a row of a FIFO queue has to wait for another of its group.
+    pub(super) async fn is_blocked(&self, write: &mut Write, id: i64) -> Result<bool, sqlx::Error> {
+        let statement = format!("SELECT id FROM {{p}}outbox o WHERE id = $1 AND {IS_BLOCKED}");
+        let blocked: Option<i64> = sqlx::query_scalar(self.sql(&statement))
+            .bind(id)
+            .fetch_optional(&mut *write.tx)
+            .await?;
+        Ok(blocked.is_some())
     }
 
     /// Notes rows as sent: they leave the outbox, and their jobs keep the number of the send.

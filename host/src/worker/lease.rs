@@ -15,6 +15,8 @@ use tracing::{debug, warn};
 use crate::broker::{
     Broker, Delivery, EntryError, MAX_BATCH, MAX_VISIBILITY_TIMEOUT_SECS, Queue, Receipt,
 };
+use crate::failpoint;
+use crate::metrics;
 use crate::outage::Outage;
 use crate::sandbox::Stop;
 
@@ -119,6 +121,7 @@ impl Leases {
             let is_alive = held.expires_at > Instant::now() + margin;
             if !is_alive {
                 lost += 1;
+                metrics::count(metrics::LEASES_LOST, &held.queue.name, 1);
                 held.stop.send_replace(Some(Stop::LeaseLost));
             }
             is_alive
@@ -173,10 +176,12 @@ impl Leases {
                 (receipt.clone(), u32::try_from(extension.as_secs()).unwrap_or(u32::MAX))
             })
             .collect();
+        failpoint::reach("extending", "");
         let results = match self.broker.set_visibility(queue, &changes).await {
             Ok(results) => results,
             Err(error) => return outage.note(&error),
         };
+        failpoint::reach("extended", "");
         outage.over();
         for ((key, _, extension, _turn), result) in group.into_iter().zip(results) {
             match result {
@@ -188,6 +193,7 @@ impl Leases {
                 Err(EntryError::Transient(reason)) => debug!("an extension failed: {reason}"),
                 Err(error) => {
                     if let Some(held) = self.lock().remove(&key) {
+                        metrics::count(metrics::LEASES_LOST, &queue.name, 1);
                         warn!(queue = %queue.name, "lost a lease: {error}; its attempt is stopped");
                         held.stop.send_replace(Some(Stop::LeaseLost));
                     }

@@ -1,29 +1,29 @@
-//! Path 1, step 1: counts free slots, then receives at most that many.
-//!
-//! Each queue is polled by a loop of its own, side by side; all share the worker's slots. A slot
-//! is free again as soon as its attempt's outcome is stored, never after the slowest of a batch.
+//! Path 1: runs the jobs of some queues. Holds what all tasks of a worker share, starts them,
+//! and drains at the stop.
 
 mod lease;
+mod lost;
+mod message;
+mod poll;
 mod process;
-mod queue_slots;
+mod record;
 mod settle;
+mod slots;
+mod suits;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use futures_util::stream::FuturesUnordered;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::RwLock;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::broker::{
-    Broker, BrokerError, Delivery, MAX_BATCH, MAX_WAIT_SECS, Queue, ReceiveOptions,
-};
+use crate::beater::register;
+use crate::broker::{Broker, BrokerError, Queue};
 use crate::config::Config;
 use crate::config::live::LiveConfig;
+use crate::failpoint;
 use crate::outage::{Backoff, Outage};
 use crate::registry::Registry;
 use crate::sandbox::{Sandbox, Stop};
@@ -34,21 +34,17 @@ use crate::store::group::Group;
 use crate::store::workers::WorkerRow;
 use crate::store::{Store, StoreError};
 use lease::Leases;
-use process::{Polled, Settled, process};
+use message::Polled;
 use settle::Settler;
+use slots::{Slots, Terms};
+use suits::Demands;
 
-/// How long a receive waits for ten free slots while other jobs run.
-const FILL: Duration = Duration::from_millis(10);
-/// Receive calls under way at once for one busy queue.
-const MAX_POLLS: usize = 4;
-/// How long a receive that is under way at the stop may still bring messages, which are then
-/// given back; one that is cut off leaves them invisible until their lease ends.
-const LAST_RECEIVE: Duration = Duration::from_millis(500);
 /// How long settlements may take after the grace time.
 const LAST_SETTLEMENTS: Duration = Duration::from_secs(10);
 
-/// Room for one attempt; free again when dropped.
-pub(crate) type Slot = Vec<OwnedSemaphorePermit>;
+/// Bytes of malformed bodies that are kept of one queue, where the configuration says nothing
+/// else: room to look into what went wrong, and no more than a disk can spare.
+pub const MALFORMED_LIMIT: u64 = 1 << 30;
 
 /// Why a worker can't start.
 #[derive(Debug, thiserror::Error)]
@@ -79,15 +75,19 @@ pub(crate) struct Shared {
     pub(crate) database_outage: Outage,
     /// Cancelled when nothing new may begin.
     pub(crate) stopping: CancellationToken,
-    slots: Arc<Semaphore>,
+    /// Held for reading by every attempt, for writing by one that must run alone.
+    turns: Arc<RwLock<()>>,
+    slots: Arc<Slots>,
     attempts: TaskTracker,
 }
 
 /// Runs the jobs of some queues until it is told to stop.
 pub struct Worker {
     shared: Arc<Shared>,
-    queues: Vec<(Arc<Polled>, Arc<Semaphore>)>,
+    queues: Vec<Arc<Polled>>,
     row: WorkerRow,
+    /// The jobs whose periodic entries are in the database.
+    registered: Vec<(String, String)>,
 }
 
 impl Worker {
@@ -105,16 +105,16 @@ impl Worker {
         stopping: CancellationToken,
     ) -> Result<Self, WorkerError> {
         let config = live.load();
-        let mut polled = Vec::with_capacity(queues.len());
-        for name in queues {
-            let queue = Arc::new(broker.queue(name).await?);
-            let limit = queue_slots::limit(&config, &queue.name);
-            let settler = Settler::start(&broker, &queue);
-            polled.push((Arc::new(Polled { queue, settler }), Arc::new(Semaphore::new(limit))));
+        let polled = look_up(&broker, queues).await?;
+        let demands = demands(&registry, &config);
+        for queue in &polled {
+            for misfit in suits::misfits(&queue.queue, &demands) {
+                warn!(queue = %queue.queue.name, "queue `{}`: {misfit}", queue.queue.name);
+            }
         }
+        let terms: Vec<Terms> = polled.iter().map(|queue| terms(&config, queue)).collect();
         let id = uuid::Uuid::new_v4().to_string();
-        let names: Vec<&str> =
-            polled.iter().map(|(polled, _)| polled.queue.name.as_str()).collect();
+        let names: Vec<&str> = polled.iter().map(|queue| queue.queue.name.as_str()).collect();
         let row = WorkerRow {
             id: id.clone(),
             host: gethostname::gethostname().to_string_lossy().into_owned(),
@@ -124,6 +124,8 @@ impl Worker {
         };
         store.renew_worker(&row).await?;
         store.register_jobs(&registry.snapshot().deployed_jobs(&config)).await?;
+        let registered = registry.serving_jobs();
+        register::modules(&store, &id, &registry).await?;
         let (claiming, finishing) = (store.clone(), store.clone());
         let shared = Shared {
             id,
@@ -138,7 +140,8 @@ impl Worker {
             }),
             sender: Sender::new(store.clone(), broker.clone()),
             database_outage: Outage::new("use the database"),
-            slots: Arc::new(Semaphore::new(config.concurrency)),
+            turns: Arc::default(),
+            slots: Slots::new(config.concurrency, &terms, config.strict),
             attempts: TaskTracker::new(),
             config,
             live,
@@ -148,28 +151,24 @@ impl Worker {
             sandbox,
             stopping,
         };
-        Ok(Self { shared: Arc::new(shared), queues: polled, row })
+        Ok(Self { shared: Arc::new(shared), queues: polled, row, registered })
     }
 
     /// Receives and runs jobs until it is told to stop, then drains: what runs gets the grace
     /// time, then it is stopped and given back, and does not count as an attempt.
     pub async fn run(self) {
-        let Self { shared, queues, row } = self;
-        let mut background = vec![
+        let Self { shared, queues, row, registered } = self;
+        let background = [
             tokio::spawn(shared.leases.clone().keep()),
             tokio::spawn(keep_row(shared.store.clone(), row.clone())),
             tokio::spawn(shared.sender.clone().sweep()),
+            tokio::spawn(lost::sweep(shared.clone(), queues.clone())),
+            tokio::spawn(follow_terms(shared.clone(), queues.clone())),
+            tokio::spawn(follow_modules(shared.clone(), registered)),
         ];
-        for (polled, slots) in &queues {
-            let (live, name) = (shared.live.clone(), polled.queue.name.clone());
-            let given = queue_slots::limit(&shared.config, &name);
-            let follow = queue_slots::follow(live, name, slots.clone(), given);
-            background.push(tokio::spawn(follow));
-        }
-        let patience = Patience::of(queues.len(), shared.config.concurrency);
         let polls: Vec<_> = queues
             .into_iter()
-            .map(|(polled, slots)| tokio::spawn(poll(shared.clone(), polled, slots, patience)))
+            .map(|polled| tokio::spawn(poll::poll(shared.clone(), polled)))
             .collect();
         for poll in polls {
             if let Err(error) = poll.await {
@@ -177,11 +176,96 @@ impl Worker {
             }
         }
         drain(&shared).await;
+        failpoint::reach("drained", "");
         for task in &background {
             task.abort();
         }
         if let Err(error) = shared.store.remove_worker(&row.id).await {
             warn!("the worker's row stays until its lease is over: {error}");
+        }
+    }
+}
+
+/// Looks the queues up, in the order in which they were named; one that was named twice counts
+/// once.
+async fn look_up(
+    broker: &Arc<dyn Broker>,
+    names: &[String],
+) -> Result<Vec<Arc<Polled>>, WorkerError> {
+    let mut found: Vec<(Arc<Queue>, &String)> = Vec::with_capacity(names.len());
+    for name in names {
+        let queue = broker.queue(name).await?;
+        if !found.iter().any(|(other, _)| other.address == queue.address) {
+            found.push((Arc::new(queue), name));
+        }
+    }
+    let is_only = found.len() == 1;
+    let polled = found.into_iter().enumerate().map(|(index, (queue, name))| {
+        Arc::new(Polled {
+            index,
+            address: name.clone(),
+            is_only,
+            settler: Settler::start(broker, &queue),
+            space_outage: Outage::new(&format!("put malformed messages of `{}` aside", queue.name)),
+            queue,
+        })
+    });
+    Ok(polled.collect())
+}
+
+/// What the jobs that are deployed ask of a queue.
+fn demands(registry: &Registry, config: &Config) -> Demands {
+    let snapshot = registry.snapshot();
+    let policies = snapshot.jobs.values().map(|served| config.policy(&served.definition));
+    let start = Demands { max_attempts: 1, max_backoff: Duration::ZERO, lease: config.lease };
+    policies.fold(start, |demands, policy| Demands {
+        max_attempts: demands.max_attempts.max(policy.max_attempts),
+        max_backoff: demands.max_backoff.max(policy.max_backoff),
+        ..demands
+    })
+}
+
+/// What a queue may have of the slots, as the settings say it.
+fn terms(config: &Config, polled: &Polled) -> Terms {
+    let settings = config.queues.get(&polled.queue.name).cloned().unwrap_or_default();
+    let limit = settings.concurrency.unwrap_or(config.concurrency).min(config.concurrency);
+    Terms { weight: settings.weight.unwrap_or(1), limit }
+}
+
+/// Gives queues more or fewer slots whenever the settings change.
+async fn follow_terms(shared: Arc<Shared>, queues: Vec<Arc<Polled>>) {
+    let mut changes = shared.live.changes();
+    loop {
+        let config = shared.live.load();
+        for polled in &queues {
+            shared.slots.set_terms(polled.index, terms(&config, polled));
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Brings what modules say of periodic entries to the database after each swap.
+async fn follow_modules(shared: Arc<Shared>, mut known: Vec<(String, String)>) {
+    let mut changes = shared.registry.changes();
+    let outage = Outage::new("write what modules say of periodic jobs");
+    loop {
+        // What was refused changes nothing, however often it is written.
+        let serving = shared.registry.serving_jobs();
+        if known != serving {
+            let mut backoff = Backoff::default();
+            while let Err(error) =
+                register::modules(&shared.store, &shared.id, &shared.registry).await
+            {
+                outage.note(&error);
+                tokio::time::sleep(backoff.next()).await;
+            }
+            outage.over();
+            known = serving;
+        }
+        if changes.changed().await.is_err() {
+            return;
         }
     }
 }
@@ -207,6 +291,7 @@ async fn keep_row(store: Store, row: WorkerRow) {
 
 /// Waits for what runs, for the grace time; then stops it.
 async fn drain(shared: &Arc<Shared>) {
+    failpoint::reach("draining", "");
     shared.attempts.close();
     let running = shared.attempts.len();
     if running > 0 {
@@ -216,205 +301,9 @@ async fn drain(shared: &Arc<Shared>) {
         return;
     }
     warn!("the grace time is over: {} job(s) are stopped and given back", shared.leases.count());
+    failpoint::reach("interrupting", "");
     shared.leases.stop_all(Stop::Interrupted);
     if tokio::time::timeout(LAST_SETTLEMENTS, shared.attempts.wait()).await.is_err() {
         warn!("some messages were not given back; they return when their lease ends");
-    }
-}
-
-/// How many slots a poll of an idle queue keeps from the worker's other queues, and how long.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Patience {
-    idle_slots: usize,
-    wait_secs: u32,
-}
-
-impl Patience {
-    /// A queue that is alone has all slots. Of several, an idle one is polled with one slot; when
-    /// there are not enough slots for one each and one to spare, polls are short, so that the
-    /// slots go round.
-    fn of(queues: usize, concurrency: usize) -> Self {
-        Self {
-            idle_slots: if queues <= 1 { MAX_BATCH } else { 1 },
-            wait_secs: if queues <= 1 || concurrency > queues { MAX_WAIT_SECS } else { 1 },
-        }
-    }
-}
-
-/// One answer of a receive call, with the slots that were kept for it.
-struct Polling {
-    asked: usize,
-    slots: Vec<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
-    received: Result<Vec<Delivery>, BrokerError>,
-}
-
-/// Receives from one queue until the worker stops.
-async fn poll(
-    shared: Arc<Shared>,
-    polled: Arc<Polled>,
-    queue_slots: Arc<Semaphore>,
-    patience: Patience,
-) {
-    let queue = &polled.queue;
-    let outage = Outage::new(&format!("receive from queue `{}`", queue.name));
-    let mut backoff = Backoff::default();
-    let mut polls = FuturesUnordered::new();
-    // A queue that filled its last answer has more: it is asked again before that is worked off.
-    let mut is_full = false;
-    // An idle queue keeps few slots from the others while it is polled.
-    let mut is_idle = true;
-    loop {
-        let may_ask = polls.is_empty() || (is_full && polls.len() < MAX_POLLS);
-        let most = if is_idle { patience.idle_slots } else { MAX_BATCH };
-        // Only a poll that keeps no more slots than an idle queue may is a long one.
-        let is_long = polls.is_empty() && most == patience.idle_slots;
-        let wait = if is_long { patience.wait_secs } else { 0 };
-        tokio::select! {
-            biased;
-            () = shared.stopping.cancelled() => break,
-            Some(polling) = polls.next(), if !polls.is_empty() => {
-                let Polling { asked, slots, received } = polling;
-                match received {
-                    Ok(deliveries) => {
-                        outage.over();
-                        backoff = Backoff::default();
-                        is_full = deliveries.len() == asked;
-                        is_idle = deliveries.is_empty();
-                        dispatch(&shared, &polled, deliveries, slots);
-                    }
-                    Err(error) => {
-                        outage.note(&error);
-                        is_full = false;
-                        drop(slots);
-                        tokio::select! {
-                            () = shared.stopping.cancelled() => break,
-                            () = tokio::time::sleep(backoff.next()) => {}
-                        }
-                    }
-                }
-            }
-            slots = take_slots(&shared, &queue_slots, most), if may_ask => {
-                polls.push(receive(&shared, queue, slots, wait));
-            }
-        }
-    }
-    // What a receive under way still brings is given back at once: it has not started.
-    let last = async {
-        while let Some(Polling { slots, received, .. }) = polls.next().await {
-            if let Ok(deliveries) = received {
-                dispatch(&shared, &polled, deliveries, slots);
-            }
-        }
-    };
-    // Cut off, what it may have received becomes visible when its lease ends.
-    let _ = tokio::time::timeout(LAST_RECEIVE, last).await;
-}
-
-/// Takes from one to ten slots. While other jobs run it waits a moment for ten of them, since a
-/// call that brings ten messages costs as much as one that brings one.
-async fn take_slots(
-    shared: &Shared,
-    queue_slots: &Arc<Semaphore>,
-    most: usize,
-) -> Vec<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
-    let mut slots = Vec::with_capacity(MAX_BATCH);
-    let mut linger_until = None;
-    while slots.len() < most {
-        let take = async {
-            let own = queue_slots.clone().acquire_owned().await;
-            (own, shared.slots.clone().acquire_owned().await)
-        };
-        let taken = match linger_until {
-            None => take.await,
-            Some(until) => match tokio::time::timeout_at(until, take).await {
-                Ok(taken) => taken,
-                Err(_) => break,
-            },
-        };
-        // Never closed: the semaphores live as long as the worker.
-        let (Ok(own), Ok(common)) = taken else { break };
-        slots.push((own, common));
-        let is_idle = shared.slots.available_permits() + slots.len() >= shared.config.concurrency;
-        let until = if is_idle { Duration::ZERO } else { FILL };
-        linger_until.get_or_insert_with(|| tokio::time::Instant::now() + until);
-    }
-    slots
-}
-
-async fn receive(
-    shared: &Shared,
-    queue: &Queue,
-    slots: Vec<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
-    wait_secs: u32,
-) -> Polling {
-    let options = ReceiveOptions {
-        max_messages: slots.len(),
-        wait: Duration::from_secs(u64::from(wait_secs)),
-        visibility: shared.leases.lease(),
-    };
-    let received = shared.broker.receive(queue, options).await;
-    Polling { asked: slots.len(), slots, received }
-}
-
-/// Starts a task for each message; on a FIFO queue for each message group, whose messages run
-/// one after the other.
-fn dispatch(
-    shared: &Arc<Shared>,
-    polled: &Arc<Polled>,
-    deliveries: Vec<Delivery>,
-    slots: Vec<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
-) {
-    let mut groups: BTreeMap<String, Vec<(Delivery, Slot)>> = BTreeMap::new();
-    for (index, (delivery, (own, common))) in deliveries.into_iter().zip(slots).enumerate() {
-        let group = match &delivery.group {
-            Some(group) if polled.queue.is_fifo => group.clone(),
-            _ => format!("\0{index}"),
-        };
-        groups.entry(group).or_default().push((delivery, vec![own, common]));
-    }
-    for group in groups.into_values() {
-        let (shared, polled) = (shared.clone(), polled.clone());
-        let tracker = shared.attempts.clone();
-        tracker.spawn(async move { run_group(&shared, &polled, group).await });
-    }
-}
-
-/// Runs the messages of one group in their order. When one of them stays on the queue, those
-/// behind it go back, so that none overtakes it.
-async fn run_group(shared: &Shared, polled: &Polled, group: Vec<(Delivery, Slot)>) {
-    // Held from now on, also while they wait for those before them.
-    let mut waiting: Vec<_> = group
-        .into_iter()
-        .map(|(delivery, slot)| {
-            let lease = shared.leases.hold(&polled.queue, &delivery);
-            (delivery, lease, slot)
-        })
-        .collect();
-    waiting.reverse();
-    while let Some((delivery, lease, slot)) = waiting.pop() {
-        if !lease.is_held()
-            || process(shared, polled, delivery, lease, slot).await == Settled::Stays
-        {
-            break;
-        }
-    }
-    while let Some((delivery, lease, slot)) = waiting.pop() {
-        lease.end().await;
-        drop(slot);
-        // It returns when its lease ends, if it can't be given back now.
-        let _ = polled.settler.give_back(delivery.receipt, 0).await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn idle_queues_leave_slots_to_the_others() {
-        assert_eq!(Patience::of(1, 1), Patience { idle_slots: 10, wait_secs: 20 });
-        assert_eq!(Patience::of(11, 64), Patience { idle_slots: 1, wait_secs: 20 });
-        assert_eq!(Patience::of(2, 2), Patience { idle_slots: 1, wait_secs: 1 });
-        assert_eq!(Patience::of(10, 1), Patience { idle_slots: 1, wait_secs: 1 });
     }
 }

@@ -6,6 +6,7 @@
 
 use sqlx::SqliteConnection;
 
+use super::mend::{rename_group, whole_or};
 use crate::broker::MAX_BATCH;
 
 /// Notes that a group has a message, now or already.
@@ -33,15 +34,24 @@ pub(super) async fn due(
     queue_id: i64,
     now: i64,
 ) -> Result<Vec<String>, sqlx::Error> {
-    sqlx::query_scalar(
-        "SELECT name FROM sqjobs_message_groups WHERE queue_id = ? AND visible_at <= ? \
-         ORDER BY visible_at, name LIMIT ?",
+    let found: Vec<(Vec<u8>, bool)> = sqlx::query_as(
+        "SELECT name, typeof(name) = 'text' FROM sqjobs_message_groups \
+         WHERE queue_id = ? AND visible_at <= ? ORDER BY visible_at, name LIMIT ?",
     )
     .bind(queue_id)
     .bind(now)
     .bind(MAX_BATCH as i64)
-    .fetch_all(connection)
-    .await
+    .fetch_all(&mut *connection)
+    .await?;
+    let mut names = Vec::with_capacity(found.len());
+    for (name, is_text) in found {
+        names.push(match String::from_utf8(name) {
+            Ok(name) if is_text => name,
+            Ok(name) => rename_group(connection, queue_id, name.as_bytes(), now).await?,
+            Err(error) => rename_group(connection, queue_id, error.as_bytes(), now).await?,
+        });
+    }
+    Ok(names)
 }
 
 /// Sets a group by what its messages now are: blocked, free, or gone.
@@ -52,12 +62,15 @@ pub(super) async fn refresh(
     now: i64,
 ) -> Result<(), sqlx::Error> {
     let latest: Option<i64> = sqlx::query_scalar(
-        "SELECT max(visible_at) FROM (SELECT visible_at FROM sqjobs_messages \
-         WHERE queue_id = ? AND message_group = ? ORDER BY seq LIMIT ?)",
+        concat!(
+            "SELECT max(", whole_or!("visible_at", "?4"), ") FROM (SELECT visible_at \
+             FROM sqjobs_messages WHERE queue_id = ?1 AND message_group = ?2 ORDER BY seq LIMIT ?3)",
+        ),
     )
     .bind(queue_id)
     .bind(group)
     .bind(MAX_BATCH as i64)
+    .bind(now)
     .fetch_one(&mut *connection)
     .await?;
     let change = match latest {

@@ -2,12 +2,13 @@
 //!
 //! `open` makes the database ready, `queues` keeps the queues themselves, `send`,
 //! `receive` and `settle` carry a message through its life, `groups` keeps the order of
-//! FIFO queues, `wake` wakes receivers. Every call is one transaction that holds the write lock
+//! FIFO queues, `wake` wakes receivers, `mend` bears with rows that were edited by hand. Every call is one transaction that holds the write lock
 //! from its beginning (`BEGIN IMMEDIATE`), so none fails half-way for another writer.
 //!
 //! It exists to develop, test and run small, and never grows into a distributed queue.
 
 mod groups;
+mod mend;
 mod open;
 mod queues;
 mod receive;
@@ -216,11 +217,10 @@ fn is_same_file(path: &Path, database: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::time::Duration;
 
     use super::*;
-    use crate::broker::EntryError;
+    use crate::broker::{Attributes, EntryError};
     use crate::clock::Timestamp;
 
     /// A broker in a folder of its own, under a held clock.
@@ -243,7 +243,7 @@ mod tests {
         async fn send(&self, queue: &Queue, body: &str, group: Option<&str>) {
             let message = OutgoingMessage {
                 body: body.to_owned(),
-                attributes: BTreeMap::new(),
+                attributes: Attributes::new(),
                 delay_secs: 0,
                 group: group.map(str::to_owned),
                 deduplication_id: None,
@@ -337,7 +337,7 @@ mod tests {
         let queue = held.broker.queue("q.fifo").await.expect("a queue");
         let message = OutgoingMessage {
             body: "x".to_owned(),
-            attributes: BTreeMap::new(),
+            attributes: Attributes::new(),
             delay_secs: 0,
             group: None,
             deduplication_id: Some("once".to_owned()),
@@ -372,5 +372,79 @@ mod tests {
         assert!(held.broker.shares_file_with(&format!("sqlite://{}?mode=rwc", other.display())));
         assert!(!held.broker.shares_file_with("sqlite:elsewhere.db"));
         assert!(!held.broker.shares_file_with("postgres://localhost/sqjobs"));
+    }
+
+    async fn edit(held: &Held, change: &str) {
+        let change = sqlx::AssertSqlSafe(format!("UPDATE {change}"));
+        sqlx::query(change).execute(&held.broker.inner.pool).await.expect("an edit");
+    }
+
+    #[tokio::test]
+    async fn a_row_that_was_edited_to_nonsense_holds_no_other_up_and_is_delivered() {
+        let held = Held::new().await;
+        let queue = held.broker.queue("q").await.expect("a queue");
+        for change in [
+            "attributes = 'no JSON'",
+            "attributes = x'ff'",
+            "body = x'ff'",
+            "message_id = x'ff', message_group = x'ff'",
+            "sent_at = 'yesterday', receive_count = 'often'",
+            "sent_at = 0.5, receive_count = -7",
+            "receive_count = 9223372036854775807",
+            "visible_at = ''",
+            "visible_at = x'00'",
+            "visible_at = 1.5",
+        ] {
+            for body in ["a", "b", "c"] {
+                held.send(&queue, body, None).await;
+            }
+            edit(&held, &format!("sqjobs_messages SET {change} WHERE seq = 2")).await;
+            let mut found = held.receive(&queue, 30).await;
+            while found.len() < 3 {
+                let more = held.receive(&queue, 30).await;
+                assert!(!more.is_empty(), "{change}: {found:?}");
+                found.extend(more);
+            }
+            assert!(found.iter().all(|message| message.receive_count == 1), "{change}: {found:?}");
+            edit(&held, "sqjobs_messages SET received_at = '', visible_at = '' WHERE seq = 2")
+                .await;
+            let receipts: Vec<_> = found.into_iter().map(|message| message.receipt).collect();
+            let changes: Vec<_> = receipts.iter().map(|receipt| (receipt.clone(), 60)).collect();
+            let changed = held.broker.set_visibility(&queue, &changes).await.expect("a call");
+            assert_eq!(changed.iter().filter(|result| result.is_ok()).count(), 2, "{change}");
+            let deleted = held.broker.delete(&queue, &receipts).await.expect("a call");
+            assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_attributes_of_an_edited_row_that_can_be_read_are_kept() {
+        let held = Held::new().await;
+        let queue = held.broker.queue("q").await.expect("a queue");
+        held.send(&queue, "x", None).await;
+        edit(&held, r#"sqjobs_messages SET attributes = '{"a": "1", "b": 2}'"#).await;
+        let attributes = held.receive(&queue, 30).await.remove(0).attributes;
+        assert_eq!(attributes, Attributes::from([("a".to_owned(), "1".into())]));
+    }
+
+    #[tokio::test]
+    async fn a_group_that_was_edited_to_nonsense_is_received_too() {
+        let held = Held::new().await;
+        let queue = held.broker.queue("q.fifo").await.expect("a queue");
+        for group in ["a", "b", "c"] {
+            held.send(&queue, group, Some(group)).await;
+        }
+        edit(&held, "sqjobs_messages SET visible_at = 'x' WHERE message_group = 'a'").await;
+        edit(&held, "sqjobs_message_groups SET visible_at = 'x' WHERE name = 'a'").await;
+        edit(&held, "sqjobs_messages SET message_group = x'ff' WHERE message_group = 'b'").await;
+        edit(&held, "sqjobs_message_groups SET name = x'ff' WHERE name = 'b'").await;
+        let mut found = Vec::new();
+        for _ in 0..6 {
+            found.extend(held.receive(&queue, 30).await);
+        }
+        assert_eq!(found.len(), 3, "{found:?}");
+        let receipts: Vec<_> = found.into_iter().map(|message| message.receipt).collect();
+        let _ = held.broker.delete(&queue, &receipts).await.expect("a call");
+        assert_eq!(held.broker.depth(&queue).await.expect("a depth"), Depth::default());
     }
 }

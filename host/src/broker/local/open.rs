@@ -32,8 +32,8 @@ pub(super) async fn open(path: &Path, options: &LocalOptions) -> Result<SqlitePo
     // migrator, which takes no lock on SQLite.
     let lock = lock(path).await.map_err(io)?;
     let pool = connect(path, options).await.map_err(|error| {
-        let remedy = open_remedy(&error);
-        failed(path, remedy, error)
+        let remedy = crate::store::sqlite_remedy(&error);
+        failed(path, &format!("{remedy}, or choose another place with --data-dir"), error)
     })?;
     migrate(&pool).await.map_err(|error| {
         failed(
@@ -95,27 +95,4 @@ async fn lock(database: &Path) -> std::io::Result<File> {
     tokio::task::spawn_blocking(lock)
         .await
         .unwrap_or_else(|error| Err(std::io::Error::other(error)))
-}
-
-fn open_remedy(error: &sqlx::Error) -> &'static str {
-    // Primary result codes. Source: sqlite.org/rescode.html.
-    let code = match error {
-        sqlx::Error::Database(error) => error.code().and_then(|code| code.parse::<i32>().ok()),
-        _ => None,
-    };
-    match code.map(|code| code & 0xff) {
-        Some(8) => {
-            "it can't be written; check its permissions, or choose another place with --data-dir"
-        }
-        Some(11 | 26) => {
-            "it is damaged, or no SQLite database; move it away, or choose another place with --data-dir"
-        }
-        Some(13) => "the disk is full",
-        Some(5 | 6) => {
-            "another program holds it; stop that, or choose another place with --data-dir"
-        }
-        _ => {
-            "check that it is a file that can be read and written, or choose another place with --data-dir"
-        }
-    }
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
+use super::mend::{self, receive_count, whole_or};
 use super::queues::QueueRow;
 use super::{Inner, groups};
 use crate::broker::limits::check_receive;
@@ -19,17 +20,17 @@ struct Candidate {
     receive_count: u32,
 }
 
-/// A message that was taken.
+/// A message that was taken. What may be no text after an edit by hand is read as bytes.
 #[derive(Debug, sqlx::FromRow)]
 struct TakenRow {
     seq: i64,
-    message_id: String,
+    message_id: Vec<u8>,
     sent_at: i64,
     receive_count: u32,
     receipt: String,
-    message_group: Option<String>,
-    attributes: String,
-    body: String,
+    message_group: Option<Vec<u8>>,
+    attributes: Vec<u8>,
+    body: Vec<u8>,
 }
 
 /// What one look into the queue brought.
@@ -103,21 +104,35 @@ impl Inner {
         }
     }
 
-    /// When the next message can be received; may be past.
+    /// When the next message can be received; may be past. A text sorts behind all numbers, so
+    /// the last row tells whether there is one where a time should stand.
     async fn next_due(&self, queue: &Queue) -> Result<Option<i64>, BrokerError> {
+        macro_rules! statement {
+            ($table:literal) => {
+                concat!(
+                    "SELECT (SELECT CAST(visible_at AS INTEGER) FROM ",
+                    $table,
+                    " WHERE queue_id = q.id ORDER BY visible_at LIMIT 1), \
+                     (SELECT visible_at >= '' FROM ",
+                    $table,
+                    " WHERE queue_id = q.id ORDER BY visible_at DESC LIMIT 1) \
+                     FROM sqjobs_queues AS q WHERE q.name = ?"
+                )
+            };
+        }
         let statement = match queue.is_fifo {
-            true => {
-                "SELECT (SELECT visible_at FROM sqjobs_message_groups WHERE queue_id = q.id \
-                 ORDER BY visible_at LIMIT 1) FROM sqjobs_queues AS q WHERE q.name = ?"
-            }
-            false => {
-                "SELECT (SELECT visible_at FROM sqjobs_messages WHERE queue_id = q.id \
-                 ORDER BY visible_at LIMIT 1) FROM sqjobs_queues AS q WHERE q.name = ?"
-            }
+            true => statement!("sqjobs_message_groups"),
+            false => statement!("sqjobs_messages"),
         };
-        let query = sqlx::query_scalar::<_, Option<i64>>(statement).bind(&queue.address);
-        let due = query.fetch_optional(&self.pool).await.map_err(self.failed("receiving"))?;
-        due.ok_or_else(|| self.no_such_queue(&queue.address))
+        let query = sqlx::query_as(statement).bind(&queue.address);
+        let found: Option<(Option<i64>, Option<bool>)> =
+            query.fetch_optional(&self.pool).await.map_err(self.failed("receiving"))?;
+        let (due, has_text) = found.ok_or_else(|| self.no_such_queue(&queue.address))?;
+        if has_text == Some(true) {
+            self.mend_times(queue).await?;
+            return Ok(Some(self.options.clock.now().0));
+        }
+        Ok(due)
     }
 }
 
@@ -162,11 +177,11 @@ async fn take(
         let touched: BTreeSet<_> =
             rows.iter().filter_map(|row| row.message_group.as_deref()).collect();
         for group in touched {
-            groups::refresh(connection, row.id, group, now).await?;
+            groups::refresh(connection, row.id, &String::from_utf8_lossy(group), now).await?;
         }
     }
     let deliveries = rows.into_iter().map(|row| delivery(queue, row, received_at));
-    taken.deliveries = deliveries.collect::<Result<_, _>>()?;
+    taken.deliveries = deliveries.collect();
     Ok(taken)
 }
 
@@ -176,10 +191,14 @@ async fn candidates(
     most: usize,
     now: i64,
 ) -> Result<Vec<Candidate>, sqlx::Error> {
-    sqlx::query_as(
-        "SELECT seq, sent_at, receive_count FROM sqjobs_messages \
-         WHERE queue_id = ? AND visible_at <= ? ORDER BY visible_at, seq LIMIT ?",
-    )
+    sqlx::query_as(concat!(
+        "SELECT seq, ",
+        whole_or!("sent_at", "?2"),
+        " AS sent_at, ",
+        receive_count!(),
+        " AS receive_count FROM sqjobs_messages \
+         WHERE queue_id = ?1 AND visible_at <= ?2 ORDER BY visible_at, seq LIMIT ?3",
+    ))
     .bind(queue_id)
     .bind(now)
     .bind(limit(most))
@@ -197,13 +216,18 @@ async fn fifo_candidates(
 ) -> Result<Vec<Candidate>, sqlx::Error> {
     let mut found = Vec::new();
     for group in groups::due(connection, queue_id, now).await? {
-        let of_group: Vec<Candidate> = sqlx::query_as(
-            "SELECT seq, sent_at, receive_count FROM sqjobs_messages \
-             WHERE queue_id = ? AND message_group = ? ORDER BY seq LIMIT ?",
-        )
+        let of_group: Vec<Candidate> = sqlx::query_as(concat!(
+            "SELECT seq, ",
+            whole_or!("sent_at", "?4"),
+            " AS sent_at, ",
+            receive_count!(),
+            " AS receive_count FROM sqjobs_messages \
+             WHERE queue_id = ?1 AND message_group = ?2 ORDER BY seq LIMIT ?3",
+        ))
         .bind(queue_id)
         .bind(&group)
         .bind(limit(most - found.len()))
+        .bind(now)
         .fetch_all(&mut *connection)
         .await?;
         if of_group.is_empty() {
@@ -230,34 +254,44 @@ async fn mark(
 ) -> Result<Vec<TakenRow>, sqlx::Error> {
     let mut query = QueryBuilder::<Sqlite>::new("UPDATE sqjobs_messages SET visible_at = ");
     query.push_bind(visible_at).push(", received_at = ").push_bind(now);
-    query.push(
-        ", receive_count = receive_count + 1, receipt = lower(hex(randomblob(16))) WHERE seq IN (",
-    );
+    query.push(concat!(
+        ", receive_count = ",
+        receive_count!(),
+        " + 1, receipt = lower(hex(randomblob(16))) \
+         WHERE seq IN (",
+    ));
     let mut list = query.separated(", ");
     for message in messages {
         list.push_bind(message.seq);
     }
-    query.push(
-        ") RETURNING seq, message_id, sent_at, receive_count, receipt, message_group, attributes, body",
-    );
+    query.push(concat!(
+        ") RETURNING seq, message_id, ",
+        whole_or!("sent_at", "received_at"),
+        " AS sent_at, \
+         receive_count, receipt, message_group, attributes, body",
+    ));
     let mut rows: Vec<TakenRow> = query.build_query_as().fetch_all(connection).await?;
     rows.sort_unstable_by_key(|row| row.seq);
     Ok(rows)
 }
 
-fn delivery(queue: &Queue, row: TakenRow, received_at: Instant) -> Result<Delivery, sqlx::Error> {
-    let attributes = serde_json::from_str(&row.attributes);
-    Ok(Delivery {
+fn delivery(queue: &Queue, row: TakenRow, received_at: Instant) -> Delivery {
+    let message_id = text(row.message_id);
+    Delivery {
         queue: queue.name.clone(),
-        message_id: row.message_id,
         receipt: Receipt(format!("{}.{}", row.seq, row.receipt)),
-        body: row.body,
-        attributes: attributes.map_err(|error| sqlx::Error::Decode(error.into()))?,
+        body: mend::body(row.body, &queue.name, &message_id),
+        attributes: mend::attributes(&row.attributes, &queue.name, &message_id),
+        message_id,
         receive_count: row.receive_count,
         sent_at: Some(Timestamp(row.sent_at)),
-        group: row.message_group,
+        group: row.message_group.map(text),
         received_at,
-    })
+    }
+}
+
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 async fn delete_expired(
@@ -285,7 +319,7 @@ async fn dead_letter(
     seq: i64,
     now: i64,
 ) -> Result<(), sqlx::Error> {
-    let group: Option<String> = sqlx::query_scalar(
+    let group: Option<Vec<u8>> = sqlx::query_scalar(
         "INSERT INTO sqjobs_messages (queue_id, message_id, visible_at, sent_at, receive_count, \
          message_group, attributes, body) \
          SELECT ?1, message_id, ?2, CASE WHEN ?3 THEN ?2 ELSE sent_at END, receive_count, \
@@ -302,7 +336,7 @@ async fn dead_letter(
         .bind(seq)
         .execute(&mut *connection)
         .await?;
-    if let Some(group) = group.filter(|_| from.is_fifo) {
+    if let Some(group) = group.filter(|_| from.is_fifo).map(text) {
         groups::refresh(connection, from.id, &group, now).await?;
         groups::add(connection, to.id, &group, now).await?;
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
+use super::mend::whole_or;
 use super::queues::QueueRow;
 use super::{Inner, groups};
 use crate::broker::limits::{check_batch, check_visibility};
@@ -29,8 +30,8 @@ struct Held {
     seq: i64,
     visible_at: i64,
     received_at: Option<i64>,
-    receipt: Option<String>,
-    message_group: Option<String>,
+    receipt: Option<Vec<u8>>,
+    message_group: Option<Vec<u8>>,
 }
 
 impl Inner {
@@ -84,7 +85,7 @@ impl Inner {
                 |(message, visible_at)| {
                     is_sooner |= visible_at < message.visible_at;
                     moves.entry(visible_at).or_default().push(message.seq);
-                    touched.extend(message.message_group.clone());
+                    touched.extend(message.message_group.as_deref().map(text));
                 },
             ));
         }
@@ -135,8 +136,12 @@ async fn delete(
     }
     // The plus keeps the planner from walking the whole queue by its index.
     query.push(") AND +queue_id = ").push_bind(queue_id).push(" RETURNING message_group");
-    let groups: Vec<Option<String>> = query.build_query_scalar().fetch_all(connection).await?;
-    Ok(groups.into_iter().flatten().collect())
+    let groups: Vec<Option<Vec<u8>>> = query.build_query_scalar().fetch_all(connection).await?;
+    Ok(groups.iter().flatten().map(|group| text(group)).collect())
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 async fn held(
@@ -144,10 +149,14 @@ async fn held(
     queue_id: i64,
     changes: &[(Receipt, u32)],
 ) -> Result<Vec<Held>, sqlx::Error> {
-    let mut query = QueryBuilder::<Sqlite>::new(
-        "SELECT seq, visible_at, received_at, receipt, message_group FROM sqjobs_messages \
-         WHERE seq IN (",
-    );
+    let mut query = QueryBuilder::<Sqlite>::new(concat!(
+        "SELECT seq, ",
+        whole_or!("visible_at", "0"),
+        " AS visible_at, ",
+        whole_or!("received_at", "NULL"),
+        " AS received_at, receipt, message_group \
+             FROM sqjobs_messages WHERE seq IN (",
+    ));
     let mut list = query.separated(", ");
     for (receipt, _) in changes {
         list.push_bind(parse(receipt).map(|handle| handle.seq));
@@ -167,7 +176,7 @@ fn new_visibility<'a>(
     let handle = parse(receipt).ok_or(EntryError::ReceiptExpired)?;
     let is_held = |held: &&Held| {
         held.seq == handle.seq
-            && held.receipt.as_deref() == Some(handle.receipt)
+            && held.receipt.as_deref() == Some(handle.receipt.as_bytes())
             && held.visible_at > now
     };
     let message = held.iter().find(is_held).ok_or(EntryError::ReceiptExpired)?;

@@ -57,6 +57,19 @@ fn fault(code: Option<&str>, status: Option<u16>) -> Fault {
     }
 }
 
+/// What to do when SQS answered that it can't now.
+const REMEDY_OF_A_FAULT: &str =
+    "try again later; if it stays so, look at the state of SQS and at the quotas of the account";
+
+/// What to do when nothing answers at the broker's place, as [`super::SqsBroker`] names it.
+fn remedy_of_silence(place: &str) -> &'static str {
+    if place.starts_with("SQS at ") {
+        "check AWS_ENDPOINT_URL, and that the server runs there"
+    } else {
+        "check the network and the region (AWS_REGION), and set AWS_ENDPOINT_URL for a server that is not Amazon's"
+    }
+}
+
 /// Why a whole call failed. `place` is the broker as people may see it.
 pub(super) fn whole_call<E>(
     place: &str,
@@ -70,13 +83,19 @@ where
     if let Some(credentials) = find_source::<CredentialsError>(error) {
         return credentials_error(place, action, credentials);
     }
-    let unavailable =
-        |reason| BrokerError::Unavailable { broker: place.to_owned(), action, reason };
+    let unavailable = |reason, remedy| BrokerError::Unavailable {
+        broker: place.to_owned(),
+        action,
+        reason,
+        remedy,
+    };
     let refused = |reason| BrokerError::Refused { action, queue: queue.to_owned(), reason };
     let status = error.raw_response().map(|response| response.status().as_u16());
     match error {
-        SdkError::TimeoutError(_) => unavailable("no answer in time".to_owned()),
-        SdkError::DispatchFailure(_) => unavailable(innermost(error)),
+        SdkError::TimeoutError(_) => {
+            unavailable("no answer in time".to_owned(), remedy_of_silence(place))
+        }
+        SdkError::DispatchFailure(_) => unavailable(innermost(error), remedy_of_silence(place)),
         SdkError::ServiceError(_) => {
             let code = error.code();
             let reason = match (error.message(), code) {
@@ -95,15 +114,17 @@ where
                 }
                 Fault::Denied => BrokerError::Denied { action, queue: queue.to_owned(), reason },
                 Fault::Credentials => BrokerError::Credentials { action, reason },
-                Fault::Transient => unavailable(reason),
+                Fault::Transient => unavailable(reason, REMEDY_OF_A_FAULT),
                 Fault::Refused => refused(reason),
             }
         }
         SdkError::ResponseError(_) if fault(None, status) == Fault::Transient => {
-            unavailable(innermost(error))
+            unavailable(innermost(error), REMEDY_OF_A_FAULT)
         }
         // Cut short on the way, most likely: the status said that all was well.
-        SdkError::ResponseError(_) if status == Some(200) => unavailable(innermost(error)),
+        SdkError::ResponseError(_) if status == Some(200) => {
+            unavailable(innermost(error), remedy_of_silence(place))
+        }
         SdkError::ResponseError(_) => refused(format!(
             "the answer is none of SQS ({}); check AWS_ENDPOINT_URL",
             innermost(error)
@@ -115,9 +136,12 @@ where
 fn credentials_error(place: &str, action: &'static str, error: &CredentialsError) -> BrokerError {
     match error {
         // The place that gives them is slow, not empty: it may answer the next time.
-        CredentialsError::ProviderTimedOut(_) => {
-            BrokerError::Unavailable { broker: place.to_owned(), action, reason: error.to_string() }
-        }
+        CredentialsError::ProviderTimedOut(_) => BrokerError::Unavailable {
+            broker: place.to_owned(),
+            action,
+            reason: error.to_string(),
+            remedy: "check whatever gives the AWS credentials (the role's metadata service, AWS_PROFILE)",
+        },
         CredentialsError::CredentialsNotLoaded(_) => {
             BrokerError::Credentials { action, reason: "none are configured".to_owned() }
         }

@@ -1,10 +1,10 @@
 //! Receives, sends, deletes, and changes visibility.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use aws_sdk_sqs::Config;
 use aws_sdk_sqs::config::timeout::TimeoutConfig;
+use aws_sdk_sqs::primitives::Blob;
 use aws_sdk_sqs::types::{
     BatchResultErrorEntry, ChangeMessageVisibilityBatchRequestEntry,
     DeleteMessageBatchRequestEntry, Message, MessageAttributeValue,
@@ -14,11 +14,11 @@ use uuid::Uuid;
 
 use super::{SqsBroker, error};
 use crate::broker::limits::{
-    ATTRIBUTE_TYPE, check_batch, check_message, check_receive, check_visibility, message_bytes,
+    check_batch, check_message, check_receive, check_visibility, message_bytes,
 };
 use crate::broker::{
-    BrokerError, Delivery, EntryError, EntryResults, OutgoingMessage, Queue, Receipt,
-    ReceiveOptions,
+    Attribute, AttributeValue, Attributes, BrokerError, Delivery, EntryError, EntryResults,
+    OutgoingMessage, Queue, Receipt, ReceiveOptions,
 };
 use crate::clock::Timestamp;
 
@@ -78,8 +78,7 @@ impl SqsBroker {
         let checked: Vec<_> =
             messages.iter().map(|message| check_message(queue, message)).collect();
         let good = checked.iter().enumerate().filter(|(_, checked)| checked.is_ok());
-        let sizes: Vec<_> =
-            good.map(|(index, _)| (index, message_bytes(&messages[index]))).collect();
+        let sizes: Vec<_> = good.map(|(index, _)| (index, size(&messages[index]))).collect();
         let mut results = Answers::new(checked);
         for (number, part) in split(&sizes, max_batch_bytes(queue)).into_iter().enumerate() {
             match self.send_part(queue, messages, &part, &mut results).await {
@@ -252,8 +251,12 @@ fn send_entry(
     message: &OutgoingMessage,
 ) -> Result<SendMessageBatchRequestEntry, aws_sdk_sqs::error::BuildError> {
     let mut entry = SendMessageBatchRequestEntry::builder();
-    for (name, value) in &message.attributes {
-        let value = MessageAttributeValue::builder().data_type(ATTRIBUTE_TYPE).string_value(value);
+    for (name, attribute) in &message.attributes {
+        let value = MessageAttributeValue::builder().data_type(&attribute.data_type);
+        let value = match &attribute.value {
+            AttributeValue::Text(text) => value.string_value(text),
+            AttributeValue::Binary(bytes) => value.binary_value(Blob::new(bytes.clone())),
+        };
         entry = entry.message_attributes(name, value.build()?);
     }
     if message.delay_secs > 0 {
@@ -272,6 +275,19 @@ fn send_entry(
     entry.id(index.to_string()).message_body(&message.body).build()
 }
 
+fn size(message: &OutgoingMessage) -> usize {
+    message_bytes(&message.body, &message.attributes)
+}
+
+fn attribute(told: MessageAttributeValue) -> Option<Attribute> {
+    let value = match (told.string_value, told.binary_value) {
+        (Some(text), _) => AttributeValue::Text(text),
+        (None, Some(bytes)) => AttributeValue::Binary(bytes.into_inner()),
+        (None, None) => return None,
+    };
+    Some(Attribute { data_type: told.data_type, value })
+}
+
 /// The delivery of a received message; none without a receipt handle, as nothing could be done
 /// with it.
 fn delivery(queue: &Queue, message: Message, received_at: Instant) -> Option<Delivery> {
@@ -279,8 +295,8 @@ fn delivery(queue: &Queue, message: Message, received_at: Instant) -> Option<Del
     let number = |name| system.get(&name).and_then(|text| text.parse::<i64>().ok());
     let receive_count = number(SystemAttribute::ApproximateReceiveCount).unwrap_or(1);
     let attributes = message.message_attributes.unwrap_or_default().into_iter();
-    let attributes: BTreeMap<_, _> =
-        attributes.filter_map(|(name, value)| Some((name, value.string_value?))).collect();
+    let attributes: Attributes =
+        attributes.filter_map(|(name, value)| Some((name, attribute(value)?))).collect();
     Some(Delivery {
         queue: queue.name.clone(),
         message_id: message.message_id.unwrap_or_default(),

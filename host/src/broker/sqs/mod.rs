@@ -168,6 +168,11 @@ impl SqsBroker {
     }
 }
 
+/// Checks that this can be the URL of a queue.
+pub(super) fn check_url(url: &str) -> Result<(), BrokerError> {
+    queues::parse_url(url).map(|_| ())
+}
+
 fn parse_endpoint(text: &str) -> Result<Url, BrokerError> {
     let invalid = |reason: String| {
         // A password stands before an `@`; what does not parse can't have it removed otherwise.

@@ -182,7 +182,7 @@ impl SqsBroker {
 
 /// The queue's name out of its URL: `https://HOST/ACCOUNT/NAME`, or more before the name, as some
 /// servers have it.
-fn parse_url(text: &str) -> Result<String, BrokerError> {
+pub(super) fn parse_url(text: &str) -> Result<String, BrokerError> {
     let invalid = |reason: &str| BrokerError::InvalidQueue {
         // Without what could be a password.
         queue: text.rsplit('@').next().unwrap_or(text).escape_debug().to_string(),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use crate::clock::MAX_AHEAD;
 use crate::json;
 use crate::payload::{Job, MAX_ID_BYTES, MAX_NAME_BYTES, check_text};
 use crate::sandbox::bindings::sqjobs::job::add_job::{Error, Host, Request};
@@ -27,8 +28,8 @@ impl AttemptContext {
         let child = self.child(request, ordinal)?;
         let id = child.job.id.clone();
         self.adds += 1;
-        match &self.store {
-            Some(store) if is_at_once => match store.enqueue(&child).await {
+        match &self.outlet {
+            Some(outlet) if is_at_once => match outlet.add(&child).await {
                 Ok(Enqueued::Added { .. } | Enqueued::Existing) => {}
                 Ok(Enqueued::Conflict) => {
                     let reason = "the derived id belongs to a job with other arguments: an \
@@ -56,11 +57,16 @@ impl AttemptContext {
         if request.unique_key.is_some() || request.unique_for_ms.is_some() {
             return Err(invalid("this host does not know unique keys".into()));
         }
+        let delay = request.delay_ms.map(Duration::from_millis);
+        if delay.is_some_and(|delay| delay > MAX_AHEAD) {
+            let days = MAX_AHEAD.as_secs() / 86_400;
+            return Err(invalid(format!("the delay is over the limit of {days} days")));
+        }
         let queue = request.queue.unwrap_or_else(|| self.label.queue.clone());
-        if queue != self.label.queue {
+        if queue != self.label.queue && !self.grants.allows_add(&queue, &request.name) {
             return Err(Error::Denied(format!(
-                "queue `{queue}` is not the job's own (`{}`)",
-                self.label.queue
+                "queue `{queue}` is not the job's own (`{}`); to grant it, add `{queue}` to `add-job-queues`, or `{}` to `add-job-names`, in {}",
+                self.label.queue, request.name, self.grants.place
             )));
         }
         let generation = self.label.generation.saturating_add(1);
@@ -80,11 +86,12 @@ impl AttemptContext {
                 kwargs: kwargs.to_owned(),
                 enqueued_at: Some(now),
                 is_tracked: true,
+                is_revived: false,
             },
             queue,
-            queue_url: None,
+            queue_url: Some(self.label.address.clone()).filter(|url| url.contains("://")),
             group: request.group,
-            not_before: request.delay_ms.map(|ms| now.after(Duration::from_millis(ms))),
+            not_before: delay.map(|delay| now.after(delay)),
             parent_id: Some(parent.clone()),
             generation,
         })

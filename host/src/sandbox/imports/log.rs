@@ -4,6 +4,7 @@ use std::sync::PoisonError;
 
 use tracing::{debug, error, info, trace, warn};
 
+use crate::failpoint;
 use crate::sandbox::bindings::sqjobs::job::log::{Host, Level};
 use crate::sandbox::context::AttemptContext;
 use crate::text::{cut, printable, printable_block};
@@ -22,6 +23,10 @@ impl Host for AttemptContext {
         message: String,
         fields: Vec<(String, String)>,
     ) -> wasmtime::Result<()> {
+        failpoint::reach("logging", &self.label.job);
+        if target != PANIC && self.is_silenced() {
+            return Ok(()); // a flood costs no more than the call itself
+        }
         let mut line = message;
         for (key, value) in fields {
             line.push_str(&format!(" {key}={value}"));
@@ -29,7 +34,7 @@ impl Host for AttemptContext {
                 break;
             }
         }
-        let line = cut(line, MAX_LINE_BYTES);
+        let line = cut(self.grants.redacted(line), MAX_LINE_BYTES);
         let (name, text) = (level_name(level), printable_block(&line));
         let is_kept = {
             let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
@@ -40,7 +45,7 @@ impl Host for AttemptContext {
         };
         // Without a job's id it is `describe` that speaks: its error will say so.
         if is_kept && !self.label.job_id.is_empty() {
-            let label = &self.label;
+            let (label, target) = (&self.label, self.grants.redact(&target));
             macro_rules! tell {
                 ($event:ident) => {
                     $event!(
@@ -62,6 +67,13 @@ impl Host for AttemptContext {
             }
         }
         Ok(())
+    }
+}
+
+impl AttemptContext {
+    /// Whether the attempt has said all that it may.
+    fn is_silenced(&self) -> bool {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner).is_full
     }
 }
 

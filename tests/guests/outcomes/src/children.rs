@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use sqjobs_sdk::prelude::*;
 
-/// `add_children N [--kwarg name=.. queue=.. delay_ms=.. at_once=.. fail=..]`: adds so many jobs
-/// (`counter` by itself), returns their ids, or fails after the adding.
+/// `add_children N [--kwarg name=.. queue=.. delay_ms=.. at_once=.. sleep_ms=.. fail=..]`: adds so
+/// many jobs (`counter` by itself), sleeps, returns their ids, or fails after the adding.
 #[derive(Default)]
 pub(crate) struct AddChildren;
 
@@ -17,6 +17,8 @@ struct Children {
     delay_ms: Option<u64>,
     #[serde(default)]
     at_once: bool,
+    #[serde(default)]
+    sleep_ms: u64,
     #[serde(default)]
     fail: bool,
 }
@@ -45,6 +47,7 @@ impl Job for AddChildren {
             }
             ids.push(add_job(child)?);
         }
+        std::thread::sleep(Duration::from_millis(children.sleep_ms));
         if children.fail {
             return Err(Failure::permanent("failed after the adding"));
         }

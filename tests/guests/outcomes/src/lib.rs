@@ -2,6 +2,7 @@
 //! positional arguments; stages have their WIT names (`set-up`, `run`, ...).
 
 mod children;
+mod effects;
 mod failures;
 mod look_around;
 mod options;
@@ -11,6 +12,7 @@ mod stages;
 mod traps;
 
 use children::{AddChildren, ProgressJob};
+use effects::{Effect, UnrecordedEffect};
 use failures::{FailIn, FailPermanent, FailRetryAfter, FailTransient, FailUntil, NulError};
 use look_around::LookAround;
 use options::{Described, Hurried, SlowUnrecorded, Unrecorded};
@@ -26,6 +28,7 @@ sqjobs_sdk::export!(
     BigResult,
     Counter,
     Described,
+    Effect,
     Exit,
     FailIn,
     FailPermanent,
@@ -46,4 +49,5 @@ sqjobs_sdk::export!(
     Stages,
     TrapIn,
     Unrecorded,
+    UnrecordedEffect,
 );

@@ -3,6 +3,9 @@
 //! The real server neither throttles nor loses calls nor delivers a message twice; Amazon's does
 //! all of it. Each call is one fate drawn from the seed: see [`Faults`].
 
+mod answers;
+mod http;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
@@ -10,12 +13,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fastrand::Rng;
-use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use serde_json::Value;
+use tokio::io::{AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 use crate::servers::{self, RUNTIME};
+use answers::{LeftOut, change_messages, forward_without_an_entry, refusal};
+use http::{Reply, Request, forward, read_request};
 
 /// How often a call meets which fate: probabilities from 0.0 to 1.0 that add up to 1.0 at most.
 #[derive(Debug, Clone, Copy, Default)]
@@ -32,6 +37,13 @@ pub struct Faults {
     pub failed_entry: f64,
     /// A receive also brings a message that an earlier one has brought, as the same receipt.
     pub duplicate_delivery: f64,
+    /// A batch call leaves out one of its entries, whose receipt has expired: a visibility change
+    /// says so, a delete says that all is well.
+    pub expired_receipt: f64,
+    /// A receive loses one of the messages that it brings.
+    pub lost_message: f64,
+    /// A receive brings its messages in another order.
+    pub reordered: f64,
     /// Longest time by which a call is held up; each is by some part of it.
     pub delay: Duration,
 }
@@ -65,17 +77,9 @@ enum Fate {
     Throttled,
     FailedEntry,
     DuplicateDelivery,
-}
-
-struct Request {
-    head: String,
-    action: String,
-    body: Vec<u8>,
-}
-
-struct Reply {
-    status: String,
-    body: Vec<u8>,
+    ExpiredReceipt,
+    LostMessage,
+    Reordered,
 }
 
 impl Proxy {
@@ -157,12 +161,16 @@ async fn serve(client: TcpStream, shared: &Mutex<Shared>) -> io::Result<()> {
                 forward(&upstream, &request, &request.body).await?;
                 return Ok(());
             }
-            Fate::FailedEntry => forward_without_an_entry(&upstream, &request).await?,
-            Fate::Pass | Fate::DuplicateDelivery => {
+            Fate::FailedEntry => {
+                forward_without_an_entry(&upstream, &request, LeftOut::Failed).await?
+            }
+            Fate::ExpiredReceipt => {
+                forward_without_an_entry(&upstream, &request, LeftOut::Expired).await?
+            }
+            Fate::Pass | Fate::DuplicateDelivery | Fate::LostMessage | Fate::Reordered => {
                 let mut reply = forward(&upstream, &request, &request.body).await?;
                 if request.action == "ReceiveMessage" {
-                    let is_repeated = fate == Fate::DuplicateDelivery;
-                    shared.lock().unwrap().repeat(&request, &mut reply, is_repeated);
+                    shared.lock().unwrap().deliver(&request, &mut reply, fate);
                 }
                 reply
             }
@@ -190,11 +198,19 @@ impl Shared {
             (faults.throttled, Fate::Throttled),
             (faults.failed_entry, Fate::FailedEntry),
             (faults.duplicate_delivery, Fate::DuplicateDelivery),
+            (faults.expired_receipt, Fate::ExpiredReceipt),
+            (faults.lost_message, Fate::LostMessage),
+            (faults.reordered, Fate::Reordered),
         ] {
             if drawn < probability {
                 let fits = match fate {
                     Fate::FailedEntry => action.ends_with("Batch"),
-                    Fate::DuplicateDelivery => action == "ReceiveMessage",
+                    Fate::ExpiredReceipt => {
+                        ["DeleteMessageBatch", "ChangeMessageVisibilityBatch"].contains(&action)
+                    }
+                    Fate::DuplicateDelivery | Fate::LostMessage | Fate::Reordered => {
+                        action == "ReceiveMessage"
+                    }
                     _ => true,
                 };
                 return if fits { fate } else { Fate::Pass };
@@ -204,130 +220,38 @@ impl Shared {
         Fate::Pass
     }
 
+    /// Has a receive bring what its fate says, and remembers what it brought.
+    fn deliver(&mut self, request: &Request, reply: &mut Reply, fate: Fate) {
+        match fate {
+            Fate::LostMessage => {
+                change_messages(reply, |messages| answers::lose_one(messages, &mut self.rng));
+            }
+            Fate::Reordered => {
+                change_messages(reply, |messages| answers::reorder(messages, &mut self.rng));
+            }
+            _ => self.repeat(request, reply, fate == Fate::DuplicateDelivery),
+        }
+    }
+
     /// Remembers what a receive brings, and may add what an earlier one has brought. Only a
     /// receive that asked for more than it got has room for it.
     fn repeat(&mut self, request: &Request, reply: &mut Reply, is_repeated: bool) {
         let Ok(asked) = serde_json::from_slice::<Value>(&request.body) else { return };
-        let Ok(mut answer) = serde_json::from_slice::<Value>(&reply.body) else { return };
         let queue = asked["QueueUrl"].as_str().unwrap_or_default().to_owned();
-        let mut messages = answer["Messages"].as_array().cloned().unwrap_or_default();
-        let fresh = messages.last().cloned();
-        let room = asked["MaxNumberOfMessages"].as_u64().unwrap_or(1) > messages.len() as u64;
-        if is_repeated
-            && room
-            && let Some(earlier) = self.delivered.get(&queue)
-        {
-            messages.push(earlier.clone());
-            answer["Messages"] = messages.into();
-            reply.body = answer.to_string().into_bytes();
-        }
-        if let Some(fresh) = fresh {
-            self.delivered.insert(queue, fresh);
-        }
-    }
-}
-
-fn refusal(status: &str, kind: &str) -> Reply {
-    let body =
-        json!({"__type": format!("com.amazonaws.sqs#{kind}"), "message": "by the tests' proxy"});
-    Reply { status: status.into(), body: body.to_string().into_bytes() }
-}
-
-/// Forwards a batch without its first entry, and tells that this one failed.
-async fn forward_without_an_entry(upstream: &str, request: &Request) -> io::Result<Reply> {
-    let mut asked: Value = serde_json::from_slice(&request.body)?;
-    let left_out = asked["Entries"].as_array_mut().map(|entries| entries.remove(0));
-    let Some(left_out) = left_out else { return forward(upstream, request, &request.body).await };
-    let mut answer = json!({"Successful": [], "Failed": []});
-    if !asked["Entries"].as_array().is_some_and(Vec::is_empty) {
-        let reply = forward(upstream, request, asked.to_string().as_bytes()).await?;
-        answer = serde_json::from_slice(&reply.body)?;
-    }
-    let failed = json!({"Id": left_out["Id"], "SenderFault": false, "Code": "InternalError", "Message": "by the tests' proxy"});
-    match answer["Failed"].as_array_mut() {
-        Some(entries) => entries.push(failed),
-        None => answer["Failed"] = json!([failed]),
-    }
-    Ok(Reply { status: "200 OK".into(), body: answer.to_string().into_bytes() })
-}
-
-/// Makes one call on a connection of its own.
-async fn forward(upstream: &str, request: &Request, body: &[u8]) -> io::Result<Reply> {
-    let mut server = BufReader::new(TcpStream::connect(upstream).await?);
-    let mut head = String::new();
-    for line in request.head.lines() {
-        let name = line.split(':').next().unwrap_or_default().to_ascii_lowercase();
-        if !["connection", "content-length"].contains(&name.as_str()) {
-            head.push_str(line);
-            head.push_str("\r\n");
-        }
-    }
-    head.push_str(&format!("content-length: {}\r\nconnection: close\r\n\r\n", body.len()));
-    server.write_all(head.as_bytes()).await?;
-    server.write_all(body).await?;
-    server.flush().await?;
-
-    let head = read_head(&mut server).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
-    let status = head
-        .lines()
-        .next()
-        .and_then(|line| line.split_once(' '))
-        .map_or("502 Bad Gateway", |(_, rest)| rest);
-    let body = read_body(&mut server, &head).await?;
-    Ok(Reply { status: status.to_owned(), body })
-}
-
-async fn read_request(client: &mut BufReader<TcpStream>) -> io::Result<Option<Request>> {
-    let Some(head) = read_head(client).await? else { return Ok(None) };
-    let action = header(&head, "x-amz-target")
-        .and_then(|target| target.rsplit('.').next())
-        .unwrap_or_default();
-    let action = action.to_owned();
-    let body = read_body(client, &head).await?;
-    Ok(Some(Request { head, action, body }))
-}
-
-/// Reads up to the empty line; `None` at the end of the connection.
-async fn read_head(stream: &mut BufReader<TcpStream>) -> io::Result<Option<String>> {
-    let mut head = String::new();
-    loop {
-        let mut line = String::new();
-        if stream.read_line(&mut line).await? == 0 {
-            return Ok(None);
-        }
-        if line == "\r\n" {
-            return Ok(Some(head));
-        }
-        head.push_str(&line);
-    }
-}
-
-fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
-    head.lines()
-        .filter_map(|line| line.split_once(':'))
-        .find_map(|(found, value)| found.eq_ignore_ascii_case(name).then(|| value.trim()))
-}
-
-async fn read_body(stream: &mut BufReader<TcpStream>, head: &str) -> io::Result<Vec<u8>> {
-    let mut body = Vec::new();
-    if header(head, "transfer-encoding").is_some_and(|value| value.contains("chunked")) {
-        loop {
-            let mut line = String::new();
-            stream.read_line(&mut line).await?;
-            let size = usize::from_str_radix(line.trim(), 16).map_err(io::Error::other)?;
-            let mut chunk = vec![0; size + 2];
-            stream.read_exact(&mut chunk).await?;
-            if size == 0 {
-                return Ok(body);
+        let most = asked["MaxNumberOfMessages"].as_u64().unwrap_or(1);
+        change_messages(reply, |messages| {
+            let fresh = messages.last().cloned();
+            if is_repeated
+                && most > messages.len() as u64
+                && let Some(earlier) = self.delivered.get(&queue)
+            {
+                messages.push(earlier.clone());
             }
-            body.extend_from_slice(&chunk[..size]);
-        }
+            if let Some(fresh) = fresh {
+                self.delivered.insert(queue, fresh);
+            }
+        });
     }
-    let length: usize =
-        header(head, "content-length").unwrap_or("0").parse().map_err(io::Error::other)?;
-    body.resize(length, 0);
-    stream.read_exact(&mut body).await?;
-    Ok(body)
 }
 
 #[cfg(test)]
@@ -390,6 +314,35 @@ mod tests {
         proxy.set_faults(Faults { duplicate_delivery: 1.0, ..Faults::default() });
         assert_eq!(receive(), first);
         assert_eq!(first.len(), 1);
+    }
+
+    #[test]
+    fn an_expired_receipt_deletes_nothing_and_changes_nothing() {
+        let faults = Faults { expired_receipt: 1.0, ..Faults::default() };
+        let (proxy, queue) = (Proxy::start(1, faults), SqsQueue::unique());
+        queue.send("x");
+        let receipt = queue.receive(0)[0].receipt_handle.clone().unwrap();
+        let client = client(&proxy.url());
+        let entry = aws_sdk_sqs::types::DeleteMessageBatchRequestEntry::builder().id("a");
+        let call = client.delete_message_batch().queue_url(&queue.url);
+        let call = call.entries(entry.receipt_handle(&receipt).build().unwrap()).send();
+        assert_eq!(RUNTIME.block_on(call).unwrap().successful()[0].id(), "a");
+        let entry = aws_sdk_sqs::types::ChangeMessageVisibilityBatchRequestEntry::builder().id("a");
+        let entry = entry.receipt_handle(&receipt).visibility_timeout(60).build().unwrap();
+        let call = client.change_message_visibility_batch().queue_url(&queue.url);
+        let changed = RUNTIME.block_on(call.entries(entry).send()).unwrap();
+        assert_eq!(changed.failed()[0].code(), "ReceiptHandleIsInvalid");
+        assert_eq!(queue.depth(), [1, 0, 0]);
+    }
+
+    #[test]
+    fn a_message_that_is_lost_on_the_way_stays_in_flight() {
+        let faults = Faults { lost_message: 1.0, ..Faults::default() };
+        let (proxy, queue) = (Proxy::start(1, faults), SqsQueue::unique());
+        queue.send_many("x", 3);
+        let call = client(&proxy.url()).receive_message().queue_url(&queue.url);
+        let received = RUNTIME.block_on(call.max_number_of_messages(10).send()).unwrap();
+        assert_eq!((received.messages().len(), queue.depth()), (2, [0, 3, 0]));
     }
 
     #[test]

@@ -1,0 +1,56 @@
+//! `beater`: queues periodic jobs.
+
+use std::sync::Arc;
+
+use clap::Args;
+use tracing::info;
+
+use super::{Usage, migrate, open_broker, open_store};
+use crate::beater::{Beater, register};
+use crate::config::Config;
+use crate::sender::Sender;
+use crate::store::Store;
+use crate::text::printable;
+
+#[derive(Args)]
+pub(super) struct BeaterArguments {
+    /// Only entries of these queues [default: all]
+    #[arg(value_name = "QUEUE")]
+    queues: Vec<String>,
+    /// Bring a PostgreSQL schema to this version first
+    #[arg(long)]
+    pub(super) migrate: bool,
+}
+
+pub(super) async fn beater(config: Arc<Config>, arguments: &BeaterArguments) -> anyhow::Result<()> {
+    let mut queues = arguments.queues.clone();
+    queues.sort();
+    queues.dedup();
+    if queues.iter().any(String::is_empty) {
+        return Err(Usage("a queue's name can't be empty".into()).into());
+    }
+    let kind = config.broker(&queues)?;
+    let stopping = crate::shutdown::listen()?;
+    let store = if config.migrate {
+        let store = Store::open(&config.database(kind)).await?;
+        migrate::bring_up(&store).await?;
+        store
+    } else {
+        open_store(&config, kind).await?
+    };
+    register::config(&store, &config, &queues).await?;
+    let broker = open_broker(&config, kind, &store).await?;
+    let served = if queues.is_empty() { "all queues".to_owned() } else { queues.join(", ") };
+    let sender = Sender::new(store.clone(), broker.clone());
+    let beater = Beater::new(store.clone(), sender, queues, stopping);
+    info!(
+        "ready: queueing periodic jobs of {} from {} to {}",
+        printable(&served),
+        store.label(),
+        broker.label()
+    );
+    beater.run().await;
+    store.close().await;
+    info!("stopped");
+    Ok(())
+}

@@ -1,0 +1,125 @@
+//! Parked jobs: what the queue must not hold any longer waits in the outbox and is sent again.
+//!
+//! A message that would return once too often, or outlive its queue, would be moved or dropped
+//! by the queue itself. On a FIFO queue a parked job keeps its place: those of its message group
+//! that come meanwhile are parked behind it (see [`Claim::Behind`](super::claim::Claim::Behind)).
+
+use std::time::Duration;
+
+use super::{Store, StoreError, Write, json_of};
+use crate::broker::Attributes;
+use crate::clock::millis;
+use crate::payload::Job;
+
+/// A message that is to be sent again by us.
+#[derive(Debug, Clone)]
+pub struct ParkRequest {
+    /// The job, as its message asks for it.
+    pub job: Job,
+    /// The queue's name.
+    pub queue: String,
+    /// Where it is sent again: the queue's name, or its URL.
+    pub address: String,
+    /// The message's group.
+    pub group: Option<String>,
+    /// The sender's message attributes.
+    pub attributes: Attributes,
+    /// How long from now it waits.
+    pub wait: Duration,
+    /// Whether the group has an order: the queue is FIFO.
+    pub is_ordered: bool,
+}
+
+impl Store {
+    /// Parks a message whose attempt has not begun. One that is parked already is not parked
+    /// twice. The message can be deleted then.
+    ///
+    /// # Errors
+    /// The database failed; nothing was parked.
+    pub async fn park_message(&self, request: &ParkRequest) -> Result<(), StoreError> {
+        self.within("park a message", async {
+            let mut write = self.begin().await?;
+            let now: i64 =
+                sqlx::query_scalar(self.sql("SELECT {now}")).fetch_one(&mut *write.tx).await?;
+            self.insert_unknown(&mut write, request, now).await?;
+            let waits: Option<i64> = sqlx::query_scalar(
+                self.sql("SELECT id FROM {p}outbox WHERE job_id = $1 AND body IS NULL LIMIT 1"),
+            )
+            .bind(&request.job.id)
+            .fetch_optional(&mut *write.tx)
+            .await?;
+            if waits.is_none() {
+                self.park(&mut write, request, now).await?;
+            }
+            write.tx.commit().await
+        })
+        .await
+    }
+
+    /// Writes the row of a job that another producer sent, where there is none yet.
+    async fn insert_unknown(
+        &self,
+        write: &mut Write,
+        request: &ParkRequest,
+        now: i64,
+    ) -> Result<(), sqlx::Error> {
+        let job = &request.job;
+        sqlx::query(self.sql(
+            "INSERT INTO {p}jobs (id, name, queue, args, kwargs, fingerprint, message_group, \
+             created_at, enqueued_at, updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
+             ON CONFLICT (id) DO NOTHING",
+        ))
+        .bind(&job.id)
+        .bind(&job.name)
+        .bind(&request.queue)
+        .bind(&job.args)
+        .bind(&job.kwargs)
+        .bind(job.fingerprint())
+        .bind(&request.group)
+        .bind(now)
+        .bind(job.enqueued_at.map_or(now, |time| time.0))
+        .bind(now)
+        .execute(&mut *write.tx)
+        .await
+        .map(|_| ())
+    }
+
+    /// Puts the job's message into the outbox, to be sent when its wait is over.
+    pub(super) async fn park(
+        &self,
+        write: &mut Write,
+        request: &ParkRequest,
+        now: i64,
+    ) -> Result<(), sqlx::Error> {
+        let row: i64 = sqlx::query_scalar(self.sql(
+            "INSERT INTO {p}outbox (job_id, job_name, queue, args, kwargs, message_group, \
+             enqueued_at, not_before, send_number, attributes) SELECT id, name, $1, $2, $3, $4, \
+             enqueued_at, $5, sends + 1, $6 FROM {p}jobs WHERE id = $7 RETURNING id",
+        ))
+        .bind(&request.address)
+        .bind(&request.job.args)
+        .bind(&request.job.kwargs)
+        .bind(&request.group)
+        .bind(now.saturating_add(millis(request.wait)))
+        .bind(json_of(&request.attributes))
+        .bind(&request.job.id)
+        .fetch_one(&mut *write.tx)
+        .await?;
+        if !request.is_ordered {
+            return Ok(());
+        }
+        // The place of its first parking stays its place, however often it is parked.
+        for statement in [
+            "UPDATE {p}jobs SET group_position = coalesce(group_position, $1) WHERE id = $2",
+            "UPDATE {p}outbox SET group_position = (SELECT group_position FROM {p}jobs \
+             WHERE id = $2) WHERE id = $1",
+        ] {
+            sqlx::query(self.sql(statement))
+                .bind(row)
+                .bind(&request.job.id)
+                .execute(&mut *write.tx)
+                .await?;
+        }
+        Ok(())
+    }
+}

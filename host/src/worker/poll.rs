@@ -1,0 +1,249 @@
+//! Path 1, step 1: takes free slots, then receives at most that many messages.
+//!
+//! Each queue is polled by a loop of its own, side by side; all share the worker's slots. A slot
+//! is free again as soon as its attempt's outcome is stored, never after the slowest of a batch.
+//!
+//! An idle queue of several is long-polled with one slot, which it lends meanwhile. When its slot
+//! was taken and a message comes all the same, the message has a second to get the next free one;
+//! then it goes back for another worker. While no slot is to be had at all, idle queues wait for
+//! one like the others and look only for a moment, so that no message is received for nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use tracing::debug;
+
+use super::Shared;
+use super::message::{Message, Polled};
+use super::process::{Settled, process};
+use super::slots::{Lent, Slot};
+use crate::broker::{BrokerError, Delivery, MAX_BATCH, MAX_WAIT_SECS, ReceiveOptions};
+use crate::failpoint;
+use crate::metrics;
+use crate::outage::{Backoff, Outage};
+
+/// How long a receive waits for ten free slots while other jobs run.
+const FILL: Duration = Duration::from_millis(10);
+/// Receive calls under way at once for one busy queue.
+const MAX_POLLS: usize = 4;
+/// How long a receive that is under way at the stop may still bring messages, which are then
+/// given back; one that is cut off leaves them invisible until their lease ends.
+const LAST_RECEIVE: Duration = Duration::from_millis(500);
+/// How long a message waits for a slot whose own was taken while its queue was polled.
+const URGENT: Duration = Duration::from_secs(1);
+/// How long an idle queue is left alone after it was looked at while no slot was free.
+const CROWDED_PAUSE: Duration = Duration::from_secs(1);
+
+/// What a receive call keeps for the messages that it brings.
+enum Kept {
+    Slots(Vec<Slot>),
+    /// An idle queue's slot, which others may take meanwhile.
+    Lent(Lent),
+}
+
+/// One answer of a receive call.
+struct Polling {
+    asked: usize,
+    kept: Kept,
+    received: Result<Vec<Delivery>, BrokerError>,
+}
+
+/// Receives from one queue until the worker stops.
+pub(super) async fn poll(shared: Arc<Shared>, polled: Arc<Polled>) {
+    let queue = &polled.queue;
+    let outage = Outage::new(&format!("receive from queue `{}`", queue.name));
+    let mut backoff = Backoff::default();
+    let mut polls = FuturesUnordered::new();
+    // A queue that filled its last answer has more: it is asked again before that is worked off.
+    let mut is_full = false;
+    let mut is_idle = true;
+    loop {
+        let may_ask = polls.is_empty() || (is_full && polls.len() < MAX_POLLS);
+        let most = if is_idle && !polled.is_only { 1 } else { MAX_BATCH };
+        tokio::select! {
+            biased;
+            () = shared.stopping.cancelled() => break,
+            Some(polling) = polls.next(), if !polls.is_empty() => {
+                let Polling { asked, kept, received } = polling;
+                let pause = match received {
+                    Ok(deliveries) => {
+                        outage.over();
+                        backoff = Backoff::default();
+                        is_full = deliveries.len() == asked;
+                        is_idle = deliveries.is_empty();
+                        let was_crowded = matches!(kept, Kept::Slots(_)) && !polled.is_only;
+                        dispatch(&shared, &polled, deliveries, kept);
+                        (is_idle && was_crowded && shared.slots.is_exhausted()).then_some(CROWDED_PAUSE)
+                    }
+                    Err(error) => {
+                        outage.note(&error);
+                        is_full = false;
+                        drop(kept);
+                        Some(backoff.next())
+                    }
+                };
+                if let Some(pause) = pause {
+                    tokio::select! {
+                        () = shared.stopping.cancelled() => break,
+                        () = tokio::time::sleep(pause) => {}
+                    }
+                }
+            }
+            slots = take_slots(&shared, polled.index, most), if may_ask => {
+                let is_first = polls.is_empty();
+                polls.push(ask(&shared, &polled, slots, is_first && is_idle, is_first));
+            }
+        }
+    }
+    // What a receive under way still brings is given back at once: it has not started.
+    let last = async {
+        while let Some(Polling { kept, received, .. }) = polls.next().await {
+            if let Ok(deliveries) = received {
+                dispatch(&shared, &polled, deliveries, kept);
+            }
+        }
+    };
+    // Cut off, what it may have received becomes visible when its lease ends.
+    let _ = tokio::time::timeout(LAST_RECEIVE, last).await;
+}
+
+/// One receive call: a long one where that keeps no slot from another queue.
+fn ask<'a>(
+    shared: &'a Shared,
+    polled: &'a Polled,
+    mut slots: Vec<Slot>,
+    is_idle: bool,
+    is_first: bool,
+) -> impl Future<Output = Polling> + 'a {
+    let asked = slots.len();
+    let is_crowded = shared.slots.is_exhausted();
+    let (kept, wait) = match (polled.is_only, is_idle && !is_crowded) {
+        (true, _) => (Kept::Slots(slots), if is_first { MAX_WAIT_SECS } else { 0 }),
+        (false, true) => match slots.pop() {
+            Some(slot) => (Kept::Lent(slot.lend()), MAX_WAIT_SECS),
+            None => (Kept::Slots(slots), 0),
+        },
+        (false, false) => (Kept::Slots(slots), 0),
+    };
+    async move {
+        let options = ReceiveOptions {
+            max_messages: asked,
+            wait: Duration::from_secs(u64::from(wait)),
+            visibility: shared.leases.lease(),
+        };
+        let received = shared.broker.receive(&polled.queue, options).await;
+        Polling { asked, kept, received }
+    }
+}
+
+/// Takes from one to `most` slots. While other jobs run it waits a moment for that many, since a
+/// call that brings ten messages costs as much as one that brings one.
+async fn take_slots(shared: &Shared, queue: usize, most: usize) -> Vec<Slot> {
+    let mut slots = Vec::with_capacity(most);
+    let mut linger_until = None;
+    while slots.len() < most {
+        let take = shared.slots.take(queue, false);
+        let slot = match linger_until {
+            None => take.await,
+            Some(until) => match tokio::time::timeout_at(until, take).await {
+                Ok(slot) => slot,
+                Err(_) => break,
+            },
+        };
+        slots.push(slot);
+        let until = if shared.slots.is_idle_but_for(slots.len()) { Duration::ZERO } else { FILL };
+        linger_until.get_or_insert_with(|| tokio::time::Instant::now() + until);
+    }
+    slots
+}
+
+/// Starts a task for each message; on a FIFO queue for each message group, whose messages run
+/// one after the other.
+fn dispatch(shared: &Arc<Shared>, polled: &Arc<Polled>, deliveries: Vec<Delivery>, kept: Kept) {
+    metrics::count(metrics::RECEIVED, &polled.queue.name, deliveries.len() as u64);
+    let slots = match kept {
+        Kept::Slots(slots) => slots,
+        Kept::Lent(lent) => match lent.back() {
+            Some(slot) => vec![slot],
+            None => {
+                // One slot was lent, so one message was asked for.
+                if let Some(delivery) = deliveries.into_iter().next() {
+                    let (shared, polled) = (shared.clone(), polled.clone());
+                    let tracker = shared.attempts.clone();
+                    tracker.spawn(async move {
+                        wait_for_slot(&shared, &polled, delivery).await;
+                    });
+                }
+                return;
+            }
+        },
+    };
+    let mut groups: BTreeMap<String, Vec<(Delivery, Slot)>> = BTreeMap::new();
+    for (index, (delivery, slot)) in deliveries.into_iter().zip(slots).enumerate() {
+        let group = match &delivery.group {
+            Some(group) if polled.queue.is_fifo => group.clone(),
+            _ => format!("\0{index}"),
+        };
+        groups.entry(group).or_default().push((delivery, slot));
+    }
+    for group in groups.into_values() {
+        let (shared, polled) = (shared.clone(), polled.clone());
+        let tracker = shared.attempts.clone();
+        tracker.spawn(async move { run_group(&shared, &polled, group).await });
+    }
+}
+
+/// Runs the messages of one group in their order. When one of them stays on the queue, those
+/// behind it go back, so that none overtakes it.
+async fn run_group(shared: &Shared, polled: &Polled, group: Vec<(Delivery, Slot)>) {
+    failpoint::reach("received", "");
+    // Held from now on, also while they wait for those before them.
+    let mut waiting: Vec<_> = group
+        .into_iter()
+        .map(|(delivery, slot)| {
+            let lease = shared.leases.hold(&polled.queue, &delivery);
+            (delivery, lease, slot)
+        })
+        .collect();
+    waiting.reverse();
+    while let Some((delivery, lease, slot)) = waiting.pop() {
+        // One that waits behind it can't return any more: then neither may this one, or it would
+        // be overtaken.
+        let must_leave = waiting.iter().any(|(other, ..)| polled.is_last_receipt(other));
+        let message = Message { worker: shared, polled, delivery, must_leave };
+        if !lease.is_held() || process(message, lease, slot).await == Settled::Stays {
+            break;
+        }
+    }
+    while let Some((delivery, lease, slot)) = waiting.pop() {
+        drop(slot);
+        let message = Message { worker: shared, polled, delivery, must_leave: false };
+        message.turn_back(lease).await;
+    }
+}
+
+/// Holds a message whose slot was lent and taken, until it gets another, or gives it back.
+async fn wait_for_slot(shared: &Shared, polled: &Polled, delivery: Delivery) {
+    let lease = shared.leases.hold(&polled.queue, &delivery);
+    let message = Message { worker: shared, polled, delivery, must_leave: false };
+    // One that can't return waits as long as it takes.
+    let patience = if polled.is_last_receipt(&message.delivery) { Duration::MAX } else { URGENT };
+    let slot = tokio::select! {
+        biased;
+        () = shared.stopping.cancelled() => None,
+        slot = shared.slots.take(polled.index, true) => Some(slot),
+        () = tokio::time::sleep(patience) => None,
+    };
+    match slot {
+        Some(slot) => {
+            process(message, lease, slot).await;
+        }
+        None => {
+            debug!(queue = %polled.queue.name, "no slot is free for a message; it goes back");
+            message.turn_back(lease).await;
+        }
+    }
+}

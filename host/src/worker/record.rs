@@ -1,0 +1,102 @@
+//! Path 1, step 9: the outcome of an attempt, on its way into the database.
+
+use super::lease::Lease;
+use super::message::Message;
+use super::process::Attempt;
+use crate::outcome::Outcome;
+use crate::payload::Job;
+use crate::registry::Served;
+use crate::retry::{self, Settlement};
+use crate::sandbox::{Call, Execution};
+use crate::store::dead::DeadKind;
+use crate::store::finish::{Ending, FinishRequest};
+use crate::text::{cut, without_nul};
+
+/// Most bytes kept of an attempt's warnings.
+const MAX_WARNINGS_BYTES: usize = 64 << 10;
+
+impl Message<'_> {
+    /// Stores the outcome; tells whether it was this attempt's to store. `None`: the lease was
+    /// lost before the database could be reached.
+    #[allow(clippy::too_many_arguments)] // each is one fact of the attempt
+    pub(super) async fn store(
+        &self,
+        lease: &Lease,
+        job: &Job,
+        served: &Served,
+        call: &Call,
+        attempt: &Attempt,
+        execution: &Execution,
+        is_parked: bool,
+    ) -> Option<bool> {
+        let leaves_nothing =
+            matches!(execution.outcome, Outcome::Success(_) | Outcome::Interrupted)
+                && execution.added.is_empty()
+                && !is_parked;
+        if attempt.begun.is_none() && leaves_nothing {
+            return Some(true);
+        }
+        let request = self.finished(job, served, call, attempt, execution, is_parked);
+        let finishes = &self.worker.finishes;
+        self.persist(lease, || finishes.call(request.clone())).await
+    }
+
+    fn finished(
+        &self,
+        job: &Job,
+        served: &Served,
+        call: &Call,
+        attempt: &Attempt,
+        execution: &Execution,
+        is_parked: bool,
+    ) -> FinishRequest {
+        let outcome = &execution.outcome;
+        let records = attempt.config.records(&served.definition);
+        let failure = match outcome {
+            Outcome::Failed(failure) => Some((
+                failure.stage.name().to_owned(),
+                failure.message.clone(),
+                failure.backtrace.clone(),
+            )),
+            _ => None,
+        };
+        let ending = match execution.settlement {
+            Settlement::Delete => Ending::Success,
+            Settlement::RetryIn(wait) => Ending::Retry(wait),
+            Settlement::DeadLetter => {
+                let reason = failure.as_ref().map_or("", |failure| &failure.1);
+                Ending::Failure(Box::new(self.dead(DeadKind::Failed, Some(job), reason)))
+            }
+            Settlement::Cancel => Ending::Cancelled,
+            Settlement::Release | Settlement::Abandon => Ending::Released,
+        };
+        let queue = &self.polled.queue;
+        FinishRequest {
+            job: job.clone(),
+            queue: self.delivery.queue.clone(),
+            group: self.delivery.group.clone(),
+            token: attempt.token.clone(),
+            worker_id: self.worker.id.clone(),
+            module: served.module.version.clone(),
+            attempt: call.attempt,
+            is_claimed: attempt.begun.is_some(),
+            is_spent: retry::spends_attempt(outcome),
+            ending,
+            outcome: outcome.name(),
+            result: match outcome {
+                Outcome::Success(result) if records => result.clone(),
+                _ => None,
+            },
+            failure,
+            logs: execution.logs.clone(),
+            warnings: cut(without_nul(execution.warnings.join("\n")), MAX_WARNINGS_BYTES),
+            duration: execution.duration,
+            children: execution.added.clone(),
+            is_parked,
+            address: self.polled.address.clone(),
+            attributes: self.delivery.attributes.clone(),
+            is_ordered: queue.is_fifo,
+            dead_letter_queue: queue.dead_letter_queue.clone(),
+        }
+    }
+}

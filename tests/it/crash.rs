@@ -1,0 +1,344 @@
+//! Kills the real process by SIGKILL between every two steps, and counts effects: no job without
+//! a final row, no second stored success; a job ran to its end twice only where the kill fell
+//! between that end and the commit.
+//!
+//! Effects are counted past the host: the guest tells its end as the last thing it does, and
+//! the lines that all workers have passed on are counted, of the killed one as of the next.
+
+use std::collections::BTreeSet;
+
+use sqjobs::failpoint::POINTS;
+use support::{Pair, Setup, WorkerProcess, side_by_side, wait};
+
+/// The shortest lease that may be set: what a killed worker held is back after it.
+const SHORT: [&str; 4] = ["--lease", "5s", "--grace", "200ms"];
+/// The id of the job that is watched.
+const VICTIM: &str = "victim";
+/// Scenarios of one pair at a time: most of each is waiting for a lease to end.
+const WIDTH: usize = 16;
+
+/// How the process gets to the point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Story {
+    /// A job succeeds.
+    Success,
+    /// A job that records nothing succeeds.
+    Unrecorded,
+    /// A job fails in its first attempt and comes again.
+    Return,
+    /// A job asks to run again later than a message can stay invisible.
+    Park,
+    /// A body is no job.
+    Malformed,
+    /// A job outlasts half of its lease.
+    Extend,
+    /// The worker is told to stop while a job runs that outlasts the grace time.
+    Drain,
+    /// A job adds the watched one.
+    Child,
+    /// `add` dies on its way.
+    Add,
+    /// The outbox holds a row for a queue that there can't be.
+    Undeliverable,
+}
+
+/// A kill, and how often the watched job has then run to its end, once all is over.
+struct Kill {
+    point: &'static str,
+    story: Story,
+    ends: usize,
+}
+
+const fn kill(point: &'static str, story: Story, ends: usize) -> Kill {
+    Kill { point, story, ends }
+}
+
+const KILLS: &[Kill] = &[
+    kill("received", Story::Success, 1),
+    kill("held", Story::Success, 1),
+    kill("decoded", Story::Success, 1),
+    kill("claiming", Story::Success, 1),
+    kill("claim-written", Story::Success, 1),
+    kill("claimed", Story::Success, 1),
+    kill("instantiated", Story::Success, 1),
+    kill("running", Story::Success, 1),
+    kill("logging", Story::Success, 1),
+    // Between the guest's end and the commit, and only there, the job runs to its end again.
+    kill("ran", Story::Success, 2),
+    kill("storing", Story::Success, 2),
+    kill("outcome-written", Story::Success, 2),
+    kill("stored", Story::Success, 1),
+    kill("deleting", Story::Success, 1),
+    kill("deleted", Story::Success, 1),
+    // Without a row there is no commit: up to the delete, the job runs to its end again.
+    kill("running", Story::Unrecorded, 1),
+    kill("ran", Story::Unrecorded, 2),
+    kill("deleting", Story::Unrecorded, 2),
+    kill("deleted", Story::Unrecorded, 1),
+    kill("ran", Story::Return, 1),
+    kill("outcome-written", Story::Return, 1),
+    kill("stored", Story::Return, 1),
+    kill("giving-back", Story::Return, 1),
+    kill("given-back", Story::Return, 1),
+    kill("parked", Story::Park, 1),
+    kill("outbox-taken", Story::Park, 1),
+    kill("outbox-sent", Story::Park, 1),
+    kill("putting-aside", Story::Malformed, 0),
+    kill("put-aside", Story::Malformed, 0),
+    kill("extending", Story::Extend, 1),
+    kill("extended", Story::Extend, 1),
+    kill("draining", Story::Drain, 1),
+    kill("interrupting", Story::Drain, 1),
+    kill("drained", Story::Drain, 1),
+    kill("outbox-taken", Story::Child, 1),
+    kill("outbox-sending", Story::Child, 1),
+    kill("outbox-sent", Story::Child, 1),
+    kill("outbox-noted", Story::Child, 1),
+    kill("outbox-added", Story::Add, 1),
+    kill("outbox-sending", Story::Add, 1),
+    kill("outbox-sent", Story::Add, 1),
+    kill("outbox-noted", Story::Add, 1),
+    kill("outbox-refused", Story::Undeliverable, 0),
+];
+
+#[test]
+fn every_fail_point_is_killed_at() {
+    let killed: BTreeSet<&str> = KILLS.iter().map(|kill| kill.point).collect();
+    assert_eq!(killed, POINTS.iter().copied().collect());
+}
+
+on_every_pair! {
+    fn a_kill_at_any_point_loses_no_job_and_doubles_no_success(pair) {
+        side_by_side(KILLS, WIDTH, |kill| kill.check(pair));
+    }
+
+    /// Frozen, as by a machine that swaps: it wakes after another worker has taken its job over.
+    fn what_a_frozen_worker_brings_too_late_is_dropped(pair) {
+        let setup = Setup::new(pair, &["outcomes"]);
+        send(&setup, VICTIM, "effect", r#"{"ms": 2000}"#);
+        let mut frozen = setup.worker(&SHORT);
+        wait::until_true("a running job", || {
+            frozen.log().iter().any(|line| line.contains(": begun "))
+        });
+        frozen.signal("STOP");
+        let mut other = setup.worker(&SHORT);
+        wait_until_settled(&setup, 1);
+        frozen.signal("CONT");
+        frozen.wait_for_line(&["lost"]);
+        assert_eq!((frozen.terminate(), other.terminate()), (Some(0), Some(0)));
+        let outcomes = setup.rows("SELECT outcome, job_id FROM {attempts} ORDER BY number");
+        let outcomes: Vec<&str> = outcomes.iter().map(|(outcome, _)| outcome.as_str()).collect();
+        assert_eq!(outcomes, ["crashed", "success"]);
+        assert_eq!(ends(&other), [(VICTIM.to_owned(), 2)]);
+    }
+
+    /// Beside the killed one stand jobs at every step of their way.
+    fn jobs_beside_a_kill_end_twice_only_where_their_outcome_was_not_stored(pair) {
+        let setup = Setup::new(pair, &["outcomes"]);
+        for number in 0..60 {
+            send(&setup, &format!("job-{number}"), "effect", r#"{"ms": 20}"#);
+        }
+        let crowd = [&SHORT[..], &["--concurrency", "8"]].concat();
+        let mut first = setup.worker_killed_at("ran[effect]", &crowd);
+        first.wait_until_killed_at("ran");
+        let mut second = setup.worker_killed_at("outcome-written[effect]", &crowd);
+        second.wait_until_killed_at("outcome-written");
+        let mut third = setup.worker(&crowd);
+        wait_until_settled(&setup, 60);
+        assert_eq!(third.terminate(), Some(0), "{}", third.shown());
+
+        let ended: Vec<(String, i64)> = [&first, &second, &third].iter().flat_map(|w| ends(w)).collect();
+        let stored = "SELECT count(*) FROM {attempts} WHERE outcome = 'success'";
+        assert_eq!(setup.count(stored), 60, "one stored success for each job");
+        let mut not_stored = 0;
+        for (id, attempt) in &ended {
+            let outcome: String = setup.query(&setup.named(&format!(
+                "SELECT outcome FROM {{attempts}} WHERE job_id = '{id}' AND number = {attempt}"
+            )));
+            match outcome.as_str() {
+                "success" => {}
+                "crashed" => not_stored += 1,
+                other => panic!("attempt {attempt} of {id} ended and is {other}"),
+            }
+        }
+        assert!(not_stored >= 2, "each kill fell between a job's end and its commit");
+        assert_eq!(ended.len(), 60 + not_stored, "{ended:?}");
+        assert_eq!(ended.len(), ended.iter().collect::<BTreeSet<_>>().len(), "{ended:?}");
+    }
+}
+
+impl Kill {
+    fn check(&self, pair: Pair) {
+        let setup = Setup::new(pair, &["outcomes"]);
+        setup.project.write("sqjobs.toml", "[defaults]\ninitial-backoff = \"100ms\"\n");
+        let mut ended = self.die(&setup);
+        make_due(&setup);
+        let mut next = setup.worker(&SHORT);
+        next.wait_until_ready();
+        self.wait_until_over(&setup);
+        assert_eq!(next.terminate(), Some(0), "{self}: {}", next.shown());
+        ended.extend(ends(&next));
+
+        let of_victim = ended.iter().filter(|(id, _)| *id == self.watched(&setup)).count();
+        assert_eq!(of_victim, self.ends, "{self}: {ended:?}\n{}", next.shown());
+        let stored = "SELECT count(*) FROM {attempts} WHERE outcome = 'success' GROUP BY job_id \
+                      UNION ALL SELECT 0 ORDER BY 1 DESC LIMIT 1";
+        assert!(setup.count(stored) <= 1, "{self}: no success is stored twice");
+        let open = "SELECT count(*) FROM {attempts} WHERE outcome = 'running'";
+        assert_eq!(setup.count(open), 0, "{self}: every attempt's end is known");
+        let dead: Vec<String> = setup.dead().iter().map(|entry| entry.text("kind")).collect();
+        let expected: &[&str] = match self.story {
+            Story::Malformed => &["malformed"],
+            Story::Undeliverable => &["undeliverable"],
+            _ => &[],
+        };
+        assert_eq!(dead, expected, "{self}");
+    }
+
+    /// Has the process die at the point, and tells what has ended by then.
+    fn die(&self, setup: &Setup) -> Vec<(String, i64)> {
+        match self.story {
+            Story::Success => send(setup, VICTIM, "effect", "{}"),
+            Story::Unrecorded => send(setup, VICTIM, "unrecorded_effect", "{}"),
+            Story::Return => send(setup, VICTIM, "effect", r#"{"fail_before": 2}"#),
+            Story::Park => {
+                send(setup, VICTIM, "effect", r#"{"fail_before": 2, "retry_after": 50000}"#);
+            }
+            Story::Malformed => drop(setup.send_body("no job at all")),
+            Story::Extend => send(setup, VICTIM, "effect", r#"{"ms": 4000}"#),
+            Story::Drain => send(setup, VICTIM, "effect", r#"{"ms": 3000}"#),
+            Story::Child => drop(setup.add(&["add_children", "1", "--kwarg", "name=effect"])),
+            Story::Add => {
+                add_killed_at(setup, self.point);
+                return Vec::new();
+            }
+            Story::Undeliverable => {
+                add_killed_at(setup, "outbox-added");
+                setup.execute(
+                    &setup.named("UPDATE {outbox} SET queue = 'no queue', taken_until = 0"),
+                );
+            }
+        }
+        // A parent passes some of the points too.
+        let of_child = format!("{}[effect]", self.point);
+        let point = if self.story == Story::Child { &of_child } else { self.point };
+        let mut worker = setup.worker_killed_at(point, &SHORT);
+        if self.story == Story::Drain {
+            wait::until_true("a running job", || {
+                worker.log().iter().any(|line| line.contains("begun"))
+            });
+            worker.signal("TERM");
+        }
+        if self.story == Story::Park {
+            worker.wait_until_ready();
+            wait::until_true("the end of the worker", || {
+                make_due(setup);
+                !worker.is_running()
+            });
+        }
+        worker.wait_until_killed_at(self.point);
+        ends(&worker)
+    }
+
+    fn wait_until_over(&self, setup: &Setup) {
+        match self.story {
+            Story::Malformed => drop(setup.wait_for_dead(1)),
+            // Deleted before the kill, it leaves no row.
+            Story::Unrecorded if self.point == "deleted" => {}
+            Story::Child => return wait_until_settled(setup, 2),
+            _ => return wait_until_settled(setup, 1),
+        }
+        setup.wait_until_drained();
+    }
+
+    /// The id of the watched job.
+    fn watched(&self, setup: &Setup) -> String {
+        match self.story {
+            Story::Child => {
+                setup.query(&setup.named("SELECT id FROM {jobs} WHERE name = 'effect'"))
+            }
+            _ => VICTIM.to_owned(),
+        }
+    }
+}
+
+impl std::fmt::Display for Kill {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "killed at {} ({:?})", self.point, self.story)
+    }
+}
+
+/// Sends a job as a producer of any kind would.
+fn send(setup: &Setup, id: &str, name: &str, kwargs: &str) {
+    setup.send_body(&format!(r#"{{"id": "{id}", "name": "{name}", "kwargs": {kwargs}}}"#));
+}
+
+/// Adds the watched job by a process that dies at the point.
+fn add_killed_at(setup: &Setup, point: &str) {
+    let mut command =
+        setup.project.command(&["add", "--queue", &setup.queue, "--id", VICTIM, "effect"]);
+    command.env(sqjobs::failpoint::VARIABLE, format!("{point}=kill"));
+    let output = support::Output::of(command);
+    assert_eq!(output.code, None, "{output}");
+    output.says(&[&format!("killed at fail point {point}")]);
+}
+
+/// Lets the time pass for which jobs are parked, and for which a sender may hold its rows.
+fn make_due(setup: &Setup) {
+    setup.execute(&setup.named("UPDATE {outbox} SET not_before = 0, taken_until = 0"));
+    setup.execute(&setup.named("UPDATE {jobs} SET retry_at = 0 WHERE status = 'RETRY'"));
+}
+
+/// Waits until so many jobs have their final row, nothing is to be sent and the queue is empty.
+fn wait_until_settled(setup: &Setup, jobs: i64) {
+    wait::until_true("a final row of every job, and no message left", || {
+        setup.count("SELECT count(*) FROM {jobs} WHERE finished_at IS NOT NULL") == jobs
+            && setup.count("SELECT count(*) FROM {outbox}") == 0
+            && setup.depth() == [0, 0, 0]
+    });
+}
+
+/// The jobs, each with the number of its attempt, that have run to their end on a worker.
+fn ends(worker: &WorkerProcess) -> Vec<(String, i64)> {
+    let mut found = Vec::new();
+    for line in worker.log() {
+        let Some((_, rest)) = line.split_once("ended ") else { continue };
+        let words: Vec<&str> = rest.split_whitespace().collect();
+        if let [id, "in", "attempt", number, ..] = words[..] {
+            found.push((id.to_owned(), number.parse().unwrap()));
+        }
+    }
+    found
+}
+
+on_every_pair! {
+    /// The worker is started again as often as it dies, as a supervisor would.
+    fn of_a_hundred_jobs_the_one_that_takes_the_worker_down_is_put_aside(pair) {
+        let mut setup = Setup::new(pair, &["outcomes"]);
+        for n in 0..100 {
+            setup.send_body(&format!(r#"{{"id": "good-{n}", "name": "sleep_ms", "args": [20]}}"#));
+        }
+        setup.send_body(r#"{"id": "bad", "name": "counter", "args": []}"#);
+        setup.project.set(sqjobs::failpoint::VARIABLE, "running[counter]=kill");
+        let args = ["--lease", "5s", "--concurrency", "32"];
+        let mut worker = setup.worker(&args);
+        let mut deaths = 0;
+        wait::until_true("the job that kills to be put aside", || {
+            if !worker.is_running() {
+                deaths += 1;
+                worker = setup.worker(&args);
+            }
+            !setup.dead().is_empty()
+        });
+        for n in 0..100 {
+            let _ = setup.wait_for_status(&format!("good-{n}"), "SUCCESS");
+        }
+        let dead = setup.dead();
+        assert_eq!(dead.len(), 1, "{dead:?}");
+        assert_eq!((dead[0].text("kind"), dead[0].text("id")), ("crashed".into(), "bad".into()));
+        let row = setup.status("bad").unwrap();
+        assert_eq!((row.text("status"), row.text("error_kind")), ("FAILURE".into(), "crashed".into()));
+        assert!(deaths >= 3, "{deaths} deaths");
+        setup.wait_until_drained();
+    }
+}

@@ -1,0 +1,98 @@
+//! FIFO queues: order within a message group, whatever fails.
+
+use support::servers;
+use support::sqs::SqsQueue;
+use support::{Json, Pair, Setup, wait};
+
+/// A FIFO queue of a setup, with these receives before it dead-letters.
+fn fifo(setup: &Setup, max_receive_count: Option<u32>) -> (String, Option<SqsQueue>) {
+    let name = format!("{}.fifo", servers::unique("ordered"));
+    if setup.pair == Pair::Embedded {
+        // Made by whoever names it first; it has no redrive policy.
+        return (name, None);
+    }
+    let dead = format!("{}.fifo", servers::unique("dead"));
+    let dead = SqsQueue::create(&dead, &[("FifoQueue", "true")]);
+    let arn = format!("arn:aws:sqs:us-east-1:000000000000:{}", dead.name);
+    let count = max_receive_count.unwrap_or(1000);
+    let policy = format!(r#"{{"deadLetterTargetArn": "{arn}", "maxReceiveCount": "{count}"}}"#);
+    let _ = SqsQueue::create(&name, &[("FifoQueue", "true"), ("RedrivePolicy", &policy)]);
+    (name, Some(dead))
+}
+
+fn add(setup: &Setup, queue: &str, group: &str, job: &[&str]) -> String {
+    let args = [&["add", "--queue", queue, "--group", group], job].concat();
+    setup.run(&args).ok().line().to_owned()
+}
+
+fn assert_in_order(rows: &[Json]) {
+    for pair in rows.windows(2) {
+        let [earlier, later] = pair else { unreachable!() };
+        assert!(later.text("started_at") >= earlier.text("finished_at"), "{earlier}\n{later}");
+    }
+}
+
+on_every_pair! {
+    fn a_failing_job_keeps_its_place_in_its_group(pair) {
+        let setup = Setup::new(pair, &["outcomes"]);
+        setup.project.write("sqjobs.toml", "[defaults]\ninitial-backoff = \"2s\"\n");
+        let (queue, _dead) = fifo(&setup, None);
+        let group: Vec<String> = [&["fail_until", "3"][..], &["counter"], &["counter"], &["counter"]]
+            .into_iter()
+            .map(|job| add(&setup, &queue, "g", job))
+            .collect();
+        let other = add(&setup, &queue, "h", &["counter"]);
+        let _worker = setup.project.worker(&[&queue]);
+        let done: Vec<Json> =
+            group.iter().map(|id| setup.wait_for_status(id, "SUCCESS")).collect();
+        assert_in_order(&done);
+        let other = setup.wait_for_status(&other, "SUCCESS");
+        assert!(other.text("started_at") < done[0].text("finished_at"), "groups run side by side");
+    }
+
+    fn at_its_last_attempt_a_job_is_dead_and_its_group_goes_on(pair) {
+        let setup = Setup::new(pair, &["outcomes"]);
+        let settings = "[jobs.fail_transient]\nmax-attempts = 2\ninitial-backoff = \"1s\"\n";
+        setup.project.write("sqjobs.toml", settings);
+        let (queue, _dead) = fifo(&setup, None);
+        let first = add(&setup, &queue, "g", &["fail_transient"]);
+        let second = add(&setup, &queue, "g", &["counter"]);
+        let _worker = setup.project.worker(&[&queue]);
+        let first = setup.wait_for_status(&first, "FAILURE");
+        assert_eq!(first.number("attempts"), 2);
+        assert_in_order(&[first, setup.wait_for_status(&second, "SUCCESS")]);
+    }
+
+    /// The queue would move a message at its second receipt, and the first job needs four.
+    fn a_job_that_the_queue_would_dead_letter_keeps_its_place_all_the_same(pair) {
+        let setup = Setup::new(pair, &["outcomes"]);
+        setup.project.write("sqjobs.toml", "[defaults]\ninitial-backoff = \"500ms\"\n");
+        let (queue, dead) = fifo(&setup, Some(2));
+        let group: Vec<String> = [&["fail_until", "4"][..], &["counter"], &["fail_until", "3"], &["counter"]]
+            .into_iter()
+            .map(|job| add(&setup, &queue, "g", job))
+            .collect();
+        let _workers = [setup.project.worker(&[&queue]), setup.project.worker(&[&queue])];
+        let done: Vec<Json> =
+            group.iter().map(|id| setup.wait_for_status(id, "SUCCESS")).collect();
+        assert_in_order(&done);
+        assert!(dead.is_none_or(|dead| dead.depth() == [0, 0, 0]), "the queue itself moved nothing");
+    }
+
+    fn a_blocked_group_costs_the_others_nothing(pair) {
+        let setup = Setup::new(pair, &["outcomes"]);
+        let (queue, _dead) = fifo(&setup, None);
+        let blocked: Vec<String> =
+            (0..3).map(|_| add(&setup, &queue, "slow", &["fail_retry_after", "3600"])).collect();
+        let others: Vec<String> =
+            (0..6).map(|n| add(&setup, &queue, &format!("g{n}"), &["counter"])).collect();
+        let _worker = setup.project.worker(&[queue.as_str(), "--concurrency", "4"]);
+        for id in &others {
+            let _ = setup.wait_for_status(id, "SUCCESS");
+        }
+        let _ = setup.wait_for_status(&blocked[0], "RETRY");
+        wait::until_true("the rest of the group back on the queue", || {
+            blocked[1..].iter().all(|id| setup.status(id).unwrap().number("attempts") == 0)
+        });
+    }
+}

@@ -1,0 +1,149 @@
+//! What is sent, drawn from the seed, and what must become of it.
+
+use fastrand::Rng;
+
+/// How a job will go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Succeeds at once.
+    Good,
+    /// Succeeds at once, added by our own client, through the outbox.
+    Added,
+    /// Fails transiently before its second or third attempt.
+    Fickle,
+    /// Asks to be run again in a second, then succeeds.
+    Late,
+    /// Fails transiently until its attempts are spent.
+    Hopeless,
+    /// Fails for good.
+    Permanent,
+    /// Traps until its attempts are spent.
+    Trap,
+    /// Runs into its timeout, its only attempt.
+    Timeout,
+    /// Wants more memory than it may have until its attempts are spent.
+    Memory,
+    /// Adds two jobs.
+    Parent,
+    /// Adds two jobs and fails.
+    FailingParent,
+    /// Succeeds and records nothing.
+    Unrecorded,
+    /// Fails for good although it records nothing.
+    UnrecordedFailure,
+    /// Is no job.
+    Malformed,
+    /// Is sent twice.
+    Twice,
+    /// Is sent twice, with other arguments the second time.
+    Conflict,
+}
+
+/// How often each kind is drawn, of all the draws.
+const WEIGHTS: [(Kind, u32); 16] = [
+    (Kind::Good, 30),
+    (Kind::Added, 8),
+    (Kind::Fickle, 8),
+    (Kind::Late, 4),
+    (Kind::Hopeless, 3),
+    (Kind::Permanent, 5),
+    (Kind::Trap, 3),
+    (Kind::Timeout, 1),
+    (Kind::Memory, 2),
+    (Kind::Parent, 5),
+    (Kind::FailingParent, 3),
+    (Kind::Unrecorded, 12),
+    (Kind::UnrecordedFailure, 3),
+    (Kind::Malformed, 4),
+    (Kind::Twice, 6),
+    (Kind::Conflict, 3),
+];
+
+/// A job that was sent.
+#[derive(Debug)]
+pub(super) struct Planned {
+    pub(super) id: String,
+    pub(super) kind: Kind,
+    /// Milliseconds that a good run takes.
+    ms: u32,
+    /// The attempt at which a fickle one succeeds.
+    attempt: u32,
+    /// Of the messages that asked for it.
+    pub(super) message_ids: Vec<String>,
+}
+
+impl Planned {
+    pub(super) fn draw(rng: &mut Rng, number: usize) -> Self {
+        let weights: u32 = WEIGHTS.iter().map(|(_, weight)| weight).sum();
+        let mut drawn = rng.u32(..weights);
+        let mut kind = Kind::Good;
+        for (next, weight) in WEIGHTS {
+            if drawn < weight {
+                kind = next;
+                break;
+            }
+            drawn -= weight;
+        }
+        let id = super::unique_id(number);
+        Self { id, kind, ms: rng.u32(..40), attempt: rng.u32(2..=3), message_ids: Vec::new() }
+    }
+
+    /// The bodies to be put on the queue.
+    pub(super) fn bodies(&self) -> Vec<String> {
+        let Self { id, ms, attempt, .. } = self;
+        let body = |name: &str, args: &str, kwargs: &str| {
+            format!(r#"{{"id": "{id}", "name": "{name}", "args": {args}, "kwargs": {kwargs}}}"#)
+        };
+        let good = body("effect", "[]", &format!(r#"{{"ms": {ms}}}"#));
+        match self.kind {
+            Kind::Good => vec![good],
+            Kind::Added => Vec::new(),
+            Kind::Fickle => {
+                vec![body("effect", "[]", &format!(r#"{{"fail_before": {attempt}}}"#))]
+            }
+            Kind::Late => vec![body("effect", "[]", r#"{"fail_before": 2, "retry_after": 1}"#)],
+            Kind::Hopeless => vec![body("fail_transient", "[]", "{}")],
+            Kind::Permanent => vec![body("fail_permanent", "[]", "{}")],
+            Kind::Trap => vec![body("trap_in", r#"["run"]"#, "{}")],
+            Kind::Timeout => vec![body("hurried", "[]", "{}")],
+            Kind::Memory => vec![body("allocate", "[3000000000]", "{}")],
+            Kind::Parent => vec![body("add_children", "[2]", "{}")],
+            Kind::FailingParent => vec![body("add_children", "[2]", r#"{"fail": true}"#)],
+            Kind::Unrecorded => {
+                vec![body("unrecorded_effect", "[]", &format!(r#"{{"ms": {ms}}}"#))]
+            }
+            Kind::UnrecordedFailure => vec![body("unrecorded", "[true]", "{}")],
+            Kind::Malformed => vec![format!("{id} is no job")],
+            Kind::Twice => vec![good.clone(), good],
+            Kind::Conflict => vec![good, body("effect", r#"["other"]"#, "{}")],
+        }
+    }
+
+    /// The status that its row must come to; `None` where there must be no row.
+    pub(super) fn status(&self) -> Option<&'static str> {
+        match self.kind {
+            Kind::Malformed => None,
+            _ if self.is_dead() => Some("FAILURE"),
+            _ => Some("SUCCESS"),
+        }
+    }
+
+    /// Whether it must be in the dead list under its own id.
+    pub(super) fn is_dead(&self) -> bool {
+        matches!(
+            self.kind,
+            Kind::Hopeless
+                | Kind::Permanent
+                | Kind::Trap
+                | Kind::Timeout
+                | Kind::Memory
+                | Kind::FailingParent
+                | Kind::UnrecordedFailure
+        )
+    }
+
+    /// How many jobs it must have added.
+    pub(super) fn children(&self) -> usize {
+        if self.kind == Kind::Parent { 2 } else { 0 }
+    }
+}
