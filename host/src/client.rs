@@ -423,6 +423,10 @@ mod tests {
 
     #[async_trait]
     impl Broker for Refusing {
+        fn can_drop_receives(&self) -> bool {
+            true
+        }
+
         fn label(&self) -> String {
             "a broker that refuses".into()
         }

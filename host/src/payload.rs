@@ -195,6 +195,12 @@ pub fn outgoing(job: &Job, attributes: &Attributes) -> (String, Attributes) {
     (encode_with(job, &format!(r#", "{ENQUEUED_AT}": "{time}""#)), attributes)
 }
 
+/// The JSON text of a body that [`outgoing`] has encoded; the body itself, if it is none.
+#[must_use]
+pub fn without_base64(body: &str) -> String {
+    decode_base64(body).unwrap_or_else(|_| body.to_owned())
+}
+
 /// The attributes of the copy that a dead-letter queue gets: those of the message, and a mark,
 /// where there is room for it.
 #[must_use]

@@ -128,6 +128,13 @@ pub fn unknown_job_delay(receive_count: u32) -> Duration {
     Duration::from_secs((5u64 << doublings).min(300))
 }
 
+/// The same for one that has been waiting for `age`, whose receipts began anew when it was sent
+/// again.
+#[must_use]
+pub fn unknown_job_delay_at(age: Duration) -> Duration {
+    age.clamp(Duration::from_secs(5), Duration::from_secs(300))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

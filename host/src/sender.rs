@@ -7,15 +7,16 @@ use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{Mutex, Notify};
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::broker::{
-    Attributes, Broker, BrokerError, EntryError, MAX_BATCH, MAX_DELAY_SECS, OutgoingMessage, Queue,
-    is_message_group,
+    Attributes, Broker, BrokerError, EntryError, EntryResults, MAX_BATCH, MAX_DELAY_SECS,
+    OutgoingMessage, Queue, is_message_group, message_bytes,
 };
 use crate::clock::Clock;
 use crate::failpoint;
-use crate::outage::{Backoff, Outage};
+use crate::outage::{Backoff, Outage, chain};
 use crate::payload;
 use crate::store::dead::{DeadKind, DeadMessage};
 use crate::store::enqueue::{Enqueued, NewJob};
@@ -59,11 +60,20 @@ impl Sender {
         Ok(enqueued)
     }
 
-    /// Sends what is due, for ever.
-    pub async fn sweep(self) {
+    /// Sends what is due until told to stop; then once more, what the last attempts have left.
+    /// What was taken is sent and noted before the end, or nobody would send it for a while.
+    pub async fn sweep_until(self, stop: CancellationToken) {
+        let sweep = self.clone().sweep(stop);
+        sweep.await;
+        if let Err(error) = self.send_due().await {
+            warn!("what the outbox holds is left to other workers: {}", chain(&error));
+        }
+    }
+
+    async fn sweep(self, stop: CancellationToken) {
         let outage = Outage::new("send what the outbox holds");
         let mut backoff = Backoff::default();
-        loop {
+        while !stop.is_cancelled() {
             match self.send_due().await {
                 Ok(sent) => {
                     outage.over();
@@ -71,12 +81,18 @@ impl Sender {
                     // What was sent may have held back others of its message group.
                     if sent == 0 {
                         // Woken or not, the outbox is looked at.
-                        let _ = tokio::time::timeout(PAUSE, self.wake.notified()).await;
+                        tokio::select! {
+                            () = stop.cancelled() => {}
+                            _ = tokio::time::timeout(PAUSE, self.wake.notified()) => {}
+                        }
                     }
                 }
                 Err(error) => {
                     outage.note(&error);
-                    tokio::time::sleep(backoff.next()).await;
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        () = tokio::time::sleep(backoff.next()) => {}
+                    }
                 }
             }
         }
@@ -123,7 +139,7 @@ impl Sender {
         let sent = match self.queue(queue).await {
             Ok(found) => {
                 let messages: Vec<_> = rows.iter().map(|row| message(row, &found)).collect();
-                self.broker.send(&found, &messages).await
+                self.send_messages(&found, &messages).await
             }
             Err(error) => Err(error),
         };
@@ -160,6 +176,27 @@ impl Sender {
         Ok(refused)
     }
 
+    /// Sends a batch. Where the queue refuses it as a whole, each message is sent by itself, so
+    /// that one which it will never take harms none of the others.
+    async fn send_messages(
+        &self,
+        queue: &Queue,
+        messages: &[OutgoingMessage],
+    ) -> Result<EntryResults<String>, BrokerError> {
+        match self.broker.send(queue, messages).await {
+            Err(BrokerError::Refused { .. }) if messages.len() > 1 => {}
+            sent => return sent,
+        }
+        let mut results = Vec::with_capacity(messages.len());
+        for message in messages {
+            match self.broker.send(queue, std::slice::from_ref(message)).await {
+                Ok(mut sent) => results.append(&mut sent),
+                Err(error) => results.push(Err(of_call(&error))),
+            }
+        }
+        Ok(results)
+    }
+
     /// Looks a queue up, once.
     ///
     /// # Errors
@@ -186,7 +223,11 @@ fn message(row: &OutboxRow, queue: &Queue) -> OutgoingMessage {
         (None, true) => Some(payload::hex(&Sha256::digest(&row.job.id))),
         (None, false) => None,
     };
-    let (body, attributes) = content(row);
+    let (mut body, attributes) = content(row);
+    if row.body.is_none() && message_bytes(&body, &attributes) > queue.max_message_bytes {
+        // A producer that sent it without base64 had room for a third more.
+        body = payload::without_base64(&body);
+    }
     OutgoingMessage {
         body,
         attributes,
@@ -205,10 +246,10 @@ fn content(row: &OutboxRow) -> (String, Attributes) {
 }
 
 /// The deduplication id of a row: a repeated send of it keeps it, so that FIFO queues drop the
-/// second; a new send of the same job changes it, so that they don't.
+/// second; a new send of the same job is a new row, and never taken for the one before, also when
+/// that was sent and nobody could note it.
 fn deduplication_id(row: &OutboxRow) -> String {
-    let kind = if row.body.is_some() { "dead" } else { "" };
-    payload::hex(&Sha256::digest(format!("{}#{}{kind}", row.job.id, row.send_number)))
+    payload::hex(&Sha256::digest(format!("{}#{}", row.job.id, row.id)))
 }
 
 /// What the failure of a whole call means for each of its rows.
@@ -244,13 +285,13 @@ mod tests {
     use crate::clock::Timestamp;
     use crate::payload::Job;
 
-    fn row(id: &str, send_number: i64, body: Option<&str>) -> OutboxRow {
+    fn row(id: i64, job_id: &str) -> OutboxRow {
         OutboxRow {
-            id: 1,
+            id,
             job: Job {
-                id: id.into(),
+                id: job_id.into(),
                 name: "a".into(),
-                args: "[]".into(),
+                args: r#"["ab"]"#.into(),
                 kwargs: "{}".into(),
                 enqueued_at: None,
                 is_tracked: true,
@@ -259,19 +300,39 @@ mod tests {
             queue: "q.fifo".into(),
             group: None,
             not_before: Timestamp(0),
-            send_number,
+            send_number: 1,
             attributes: Attributes::new(),
-            body: body.map(str::to_owned),
+            body: None,
             tries: 0,
         }
     }
 
     #[test]
     fn a_repeated_send_keeps_its_deduplication_id_and_a_new_one_changes_it() {
-        let id = |send_number| deduplication_id(&row("a", send_number, None));
+        let id = |row_id| deduplication_id(&row(row_id, "a"));
         assert_eq!(id(1), id(1));
         assert_ne!(id(1), id(2));
-        assert_ne!(id(1), deduplication_id(&row("a", 1, Some("body"))));
+        assert_ne!(id(1), deduplication_id(&row(1, "b")));
         assert_eq!(id(1).len(), 64);
+    }
+
+    #[test]
+    fn a_job_that_fits_only_without_base64_is_sent_without() {
+        let mut queue = Queue {
+            name: "q".into(),
+            address: "q".into(),
+            is_fifo: false,
+            max_receive_count: None,
+            dead_letter_queue: None,
+            retention: Duration::from_secs(345_600),
+            max_message_bytes: 1000,
+        };
+        let row = row(1, "a");
+        assert_eq!(message(&row, &queue).body, payload::encode(&row.job));
+        queue.max_message_bytes = payload::encode(&row.job).len() - 1;
+        let body = message(&row, &queue).body;
+        assert!(body.starts_with('{'), "{body}");
+        let read = payload::decode(&body, &Attributes::new(), "m").expect("well formed");
+        assert_eq!((read.id, read.args), (row.job.id, row.job.args));
     }
 }

@@ -73,6 +73,8 @@ impl Setup {
             return Self { pair, project, queue: servers::unique("queue"), sqs: None, schema };
         }
         project.set("SQJOBS_BROKER", "sqs");
+        // An idle worker waits at its stop for its long poll, for the grace time at most.
+        project.set("SQJOBS_GRACE", "8s");
         project.set("AWS_ENDPOINT_URL", &servers::sqs_url());
         for (name, value) in CREDENTIALS {
             project.set(name, value);

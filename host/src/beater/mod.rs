@@ -31,6 +31,9 @@ use crate::store::periodic::{Beat, BeaterRow, Claimed};
 use crate::store::{Store, StoreError};
 use crate::text::printable;
 
+/// How long the last sends may take at the stop.
+const LAST_SENDS: Duration = Duration::from_secs(5);
+
 /// How often a beater looks, at least: entries may have been added or enabled, and a beater that
 /// held some may be gone.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -75,7 +78,8 @@ impl Beater {
 
     /// Claims what is due and has it sent, until it is told to stop.
     pub async fn run(mut self) {
-        let sweep = tokio::spawn(self.sender.clone().sweep());
+        let stop = CancellationToken::new();
+        let sweep = tokio::spawn(self.sender.clone().sweep_until(stop.clone()));
         let outage = Outage::new("claim periodic ticks");
         let mut backoff = Backoff::default();
         let mut renewed: Option<Instant> = None;
@@ -104,7 +108,9 @@ impl Beater {
                 () = tokio::time::sleep(wait) => {}
             }
         }
-        sweep.abort();
+        stop.cancel();
+        // What it has taken is sent; a queue that does not answer is not waited for.
+        let _ = tokio::time::timeout(LAST_SENDS, sweep).await;
         if let Err(error) = self.store.remove_beater(&self.row.id).await {
             debug!("the beater's row stays: {error}");
         }

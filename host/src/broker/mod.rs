@@ -154,6 +154,9 @@ pub trait Broker: Send + Sync + 'static {
     /// Whether outcomes kept in `database` share one file, hence one power cut, with the messages.
     fn shares_file_with(&self, database: &str) -> bool;
 
+    /// Whether a receive that waits can be dropped for good: no message is handed to it then.
+    fn can_drop_receives(&self) -> bool;
+
     /// Looks a queue up by name (on SQS also by URL) and reads its limits. The local broker
     /// makes a queue that does not exist.
     ///

@@ -257,6 +257,9 @@ impl Config {
         let tables = Tables::read(reader);
         let mut queues = BTreeMap::new();
         for (name, mut place) in reader.tables("queues") {
+            if let Err(error) = crate::broker::check_queue(&name) {
+                place.fault_of_all(&error.to_string());
+            }
             queues.insert(name, queue_settings(&mut place));
             reader.faults.append(&mut place.faults);
         }

@@ -44,6 +44,8 @@ pub(super) struct Attempt<'a> {
     /// The stage that runs, readable after its future was dropped.
     stage: AtomicU8,
     live: Option<Live>,
+    /// How `run` failed, while `tear-down` runs: it stands, whatever becomes of that.
+    run_failure: Option<Failure>,
     warnings: Vec<String>,
 }
 
@@ -116,7 +118,8 @@ impl<'a> Attempt<'a> {
         });
         let said = Arc::default();
         let setting = Setting { sandbox, module, call, outlet, label, said, progress };
-        Self { setting, stage: AtomicU8::new(0), live: None, warnings: Vec::new() }
+        let stage = AtomicU8::new(0);
+        Self { setting, stage, live: None, run_failure: None, warnings: Vec::new() }
     }
 
     /// `set-up`, `run`, `tear-down`, under the attempt's limits of time.
@@ -134,10 +137,17 @@ impl<'a> Attempt<'a> {
             2 => Stage::Run,
             _ => Stage::TearDown,
         };
-        Outcome::Failed(match ended {
+        let failure = match ended {
             Ok(_) => out_of_cpu(stage, &limits, &cpu),
             Err(_) => timed_out(stage, &limits, &cpu),
-        })
+        };
+        match self.run_failure.take() {
+            Some(first) => {
+                self.warnings.push(format!("tear-down failed too: {}", failure.message));
+                Outcome::Failed(first)
+            }
+            None => Outcome::Failed(failure),
+        }
     }
 
     async fn stages(&mut self) -> Outcome {
@@ -163,6 +173,7 @@ impl<'a> Attempt<'a> {
             return self.failed(failure.clone(), live);
         }
 
+        self.run_failure = ran.as_ref().err().cloned();
         self.stage.store(3, Ordering::Relaxed);
         let torn_down = live.guest.sqjobs_job_job().call_tear_down(&mut live.store).await;
         let torn_down = self.check(torn_down, Stage::TearDown, &live.store);

@@ -165,9 +165,10 @@ impl Store {
             let (mut claim, took_over) = decide(row, request, now);
             if matches!(claim, Claim::Begun(_))
                 && request.is_ordered
-                && self.is_behind(&mut write, request, row.group_position).await?
+                && let Some(other) =
+                    self.place_of(&mut write, request, row.group_position, now).await?
             {
-                claim = Claim::Behind;
+                claim = other;
             }
             if let Claim::Begun(_) = claim {
                 // The second request of one id in this group finds the first one's claim.
@@ -187,27 +188,48 @@ impl Store {
         Ok(answers)
     }
 
-    /// Whether another job of the message's group is ahead of it that was, or waits to be, sent
-    /// again from here: on the queue it may stand behind this message all the same.
-    async fn is_behind(
+    /// What a job of a FIFO queue gets instead of beginning, while another of its message group is
+    /// ahead of it: one that was, or waits to be, sent again from here, and on the queue may
+    /// stand behind this message all the same.
+    async fn place_of(
         &self,
         write: &mut super::Write,
         request: &ClaimRequest,
         position: Option<i64>,
-    ) -> Result<bool, sqlx::Error> {
-        let Some(group) = &request.group else { return Ok(false) };
-        let ahead: Option<i64> = sqlx::query_scalar(self.sql(
-            "SELECT group_position FROM {p}jobs WHERE queue = $1 AND message_group = $2 \
-             AND group_position < $3 AND status IN ('PENDING', 'RUNNING', 'RETRY') AND id <> $4 \
-             LIMIT 1",
-        ))
-        .bind(&request.queue)
-        .bind(group)
-        .bind(position.unwrap_or(i64::MAX))
-        .bind(&request.job.id)
-        .fetch_optional(&mut *write.tx)
-        .await?;
-        Ok(ahead.is_some())
+        now: i64,
+    ) -> Result<Option<Claim>, sqlx::Error> {
+        let Some(group) = &request.group else { return Ok(None) };
+        loop {
+            let ahead = sqlx::query(self.sql(
+                "SELECT j.id, j.status, CAST(w.renewed_at + w.lease_ms AS bigint) AS alive_until, \
+                 (SELECT max(o.id) FROM {p}outbox o WHERE o.job_id = j.id AND o.body IS NULL) AS row \
+                 FROM {p}jobs j LEFT JOIN {p}workers w ON w.id = j.worker_id \
+                 WHERE j.queue = $1 AND j.message_group = $2 AND j.group_position < $3 \
+                 AND j.status IN ('PENDING', 'RUNNING', 'RETRY') AND j.id <> $4 \
+                 ORDER BY j.group_position LIMIT 1",
+            ))
+            .bind(&request.queue)
+            .bind(group)
+            .bind(position.unwrap_or(i64::MAX))
+            .bind(&request.job.id)
+            .fetch_optional(&mut *write.tx)
+            .await?;
+            let Some(ahead) = ahead else { return Ok(None) };
+            let row: Option<i64> = ahead.try_get("row")?;
+            if position.is_none() || row.is_some() {
+                return Ok(Some(Claim::Behind));
+            }
+            let status: String = ahead.try_get("status")?;
+            let alive_until: Option<i64> = ahead.try_get("alive_until")?;
+            if let Some(until) = alive_until.filter(|until| status == "RUNNING" && *until > now) {
+                return Ok(Some(Claim::Held(wait(until - now))));
+            }
+            // This message was sent after the other one's, which the queue would have brought
+            // first: that is gone, and must not hold its group up for ever.
+            let id: String = ahead.try_get("id")?;
+            let reason = "its message is gone: one that was sent after it in its message group has come. It was purged, taken by another program, or moved to a dead-letter queue by the queue itself";
+            self.give_up_job(write, &id, reason, now).await?;
+        }
     }
 
     /// Ends the claim of an attempt that stores nothing, since its lease was lost: the job waits

@@ -10,7 +10,7 @@ use std::time::Duration;
 use sqlx::Row as _;
 
 use super::dead::{DeadKind, DeadMessage};
-use super::{Store, StoreError};
+use super::{Store, StoreError, Write};
 use crate::broker::Attributes;
 use crate::clock::{Timestamp, millis};
 use crate::payload::{self, Job};
@@ -71,48 +71,61 @@ impl Store {
             let now: i64 =
                 sqlx::query_scalar(self.sql("SELECT {now}")).fetch_one(&mut *write.tx).await?;
             let statement = format!(
-                "SELECT id, name, args, kwargs, message_group, enqueued_at FROM {{p}}jobs j \
-                 WHERE {WHERE} ORDER BY updated_at, id LIMIT {BATCH} {{skip_locked}}"
+                "SELECT id FROM {{p}}jobs j WHERE {WHERE} \
+                 ORDER BY updated_at, id LIMIT {BATCH} {{skip_locked}}"
             );
-            let rows = sqlx::query(self.sql(&statement))
+            let ids: Vec<String> = sqlx::query_scalar(self.sql(&statement))
                 .bind(&filter.queue)
                 .bind(millis(filter.overdue))
                 .bind(filter.sent_before.map_or(-1, millis))
                 .fetch_all(&mut *write.tx)
                 .await?;
-            let mut ids = Vec::with_capacity(rows.len());
-            for row in rows {
-                let text = |column: &str, empty: &str| -> Result<String, sqlx::Error> {
-                    let text: Option<String> = row.try_get(column)?;
-                    Ok(text.unwrap_or_else(|| empty.to_owned()))
-                };
-                let job = Job {
-                    id: row.try_get("id")?,
-                    name: row.try_get("name")?,
-                    args: text("args", "[]")?,
-                    kwargs: text("kwargs", "{}")?,
-                    enqueued_at: Some(Timestamp(row.try_get("enqueued_at")?)),
-                    is_tracked: true,
-                    is_revived: false,
-                };
-                let dead = lost(&job, &filter.queue, row.try_get("message_group")?, reason);
-                sqlx::query(self.sql(
-                    "UPDATE {p}jobs SET status = 'FAILURE', token = NULL, alone = 0, error = $1, \
-                     error_kind = 'lost', error_stage = NULL, backtrace = NULL, retry_at = NULL, \
-                     finished_at = {now}, updated_at = {now} WHERE id = $2",
-                ))
-                .bind(reason.to_owned())
-                .bind(&job.id)
-                .execute(&mut *write.tx)
-                .await?;
-                self.end_dead_attempts(&mut write, &job.id).await?;
-                self.insert_dead(&mut write, &dead, now).await?;
-                ids.push(job.id);
+            for id in &ids {
+                self.give_up_job(&mut write, id, reason, now).await?;
             }
             write.tx.commit().await?;
             Ok(ids)
         })
         .await
+    }
+
+    /// Fails a job whose message is gone; the dead list keeps it.
+    pub(super) async fn give_up_job(
+        &self,
+        write: &mut Write,
+        id: &str,
+        reason: &str,
+        now: i64,
+    ) -> Result<(), sqlx::Error> {
+        let row = sqlx::query(self.sql(
+            "UPDATE {p}jobs SET status = 'FAILURE', token = NULL, alone = 0, error = $1, \
+             error_kind = 'lost', error_stage = NULL, backtrace = NULL, retry_at = NULL, \
+             finished_at = {now}, updated_at = {now} WHERE id = $2 \
+             AND status IN ('PENDING', 'RUNNING', 'RETRY') RETURNING name, queue, args, kwargs, message_group, enqueued_at",
+        ))
+        .bind(reason.to_owned())
+        .bind(id.to_owned())
+        .fetch_optional(&mut *write.tx)
+        .await?;
+        // Somebody was quicker.
+        let Some(row) = row else { return Ok(()) };
+        let text = |column: &str, empty: &str| -> Result<String, sqlx::Error> {
+            let text: Option<String> = row.try_get(column)?;
+            Ok(text.unwrap_or_else(|| empty.to_owned()))
+        };
+        let job = Job {
+            id: id.to_owned(),
+            name: row.try_get("name")?,
+            args: text("args", "[]")?,
+            kwargs: text("kwargs", "{}")?,
+            enqueued_at: Some(Timestamp(row.try_get("enqueued_at")?)),
+            is_tracked: true,
+            is_revived: false,
+        };
+        let queue: String = row.try_get("queue")?;
+        let dead = lost(&job, &queue, row.try_get("message_group")?, reason);
+        self.end_dead_attempts(write, id).await?;
+        self.insert_dead(write, &dead, now).await
     }
 }
 

@@ -130,6 +130,11 @@ impl Store {
             let mut write = self.begin().await?;
             let list = placeholders(1, ids.len());
             for statement in [
+                // In the order of their ids, as all locks are taken.
+                format!(
+                    "SELECT id FROM {{p}}jobs WHERE id IN (SELECT job_id FROM {{p}}outbox \
+                     WHERE body IS NULL AND id IN {list}) ORDER BY id {{for_update}}"
+                ),
                 format!(
                     "UPDATE {{p}}jobs SET sent_at = {{now}}, sends = sends + 1 WHERE id IN \
                      (SELECT job_id FROM {{p}}outbox WHERE body IS NULL AND id IN {list})"

@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use sqlx::Row as _;
+
 use super::{Store, StoreError, Write, json_of};
 use crate::broker::Attributes;
 use crate::clock::millis;
@@ -30,9 +32,58 @@ pub struct ParkRequest {
     pub is_ordered: bool,
 }
 
+/// What is known of a job that no module holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    /// It waits, since so long.
+    Waiting {
+        /// Time since its row was written.
+        age: Duration,
+    },
+    /// It has its final status.
+    Finished,
+    /// Its id belongs to another job, or to the same with other arguments.
+    Other,
+}
+
 impl Store {
-    /// Parks a message whose attempt has not begun. One that is parked already is not parked
-    /// twice. The message can be deleted then.
+    /// Writes the row of a job that no module holds, if it has none, and tells what is known.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn note_unknown(&self, request: &ParkRequest) -> Result<Seen, StoreError> {
+        self.within("note a job that nobody holds", async {
+            let mut write = self.begin().await?;
+            let now: i64 =
+                sqlx::query_scalar(self.sql("SELECT {now}")).fetch_one(&mut *write.tx).await?;
+            self.insert_unknown(&mut write, request, now).await?;
+            let row = sqlx::query(self.sql(
+                "SELECT name, fingerprint, status, error_kind, created_at FROM {p}jobs WHERE id = $1",
+            ))
+            .bind(&request.job.id)
+            .fetch_one(&mut *write.tx)
+            .await?;
+            write.tx.commit().await?;
+            let text = |column: &str| row.try_get::<String, _>(column);
+            let is_same = text("name")? == request.job.name
+                && text("fingerprint")? == request.job.fingerprint();
+            let was_lost = row.try_get::<Option<String>, _>("error_kind")?.as_deref() == Some("lost");
+            let is_final = matches!(text("status")?.as_str(), "SUCCESS" | "FAILURE" | "CANCELLED");
+            Ok(match (is_same, is_final && !was_lost) {
+                (false, _) => Seen::Other,
+                (true, true) => Seen::Finished,
+                (true, false) => {
+                    let age = now.saturating_sub(row.try_get("created_at")?);
+                    Seen::Waiting { age: Duration::from_millis(u64::try_from(age).unwrap_or(0)) }
+                }
+            })
+        })
+        .await
+    }
+
+    /// Parks a message whose attempt has not begun; it can be deleted then. A row that would send
+    /// the job already is replaced: the message is here, so that row was sent, and a repeated
+    /// send of it may be taken for the first one.
     ///
     /// # Errors
     /// The database failed; nothing was parked.
@@ -42,15 +93,11 @@ impl Store {
             let now: i64 =
                 sqlx::query_scalar(self.sql("SELECT {now}")).fetch_one(&mut *write.tx).await?;
             self.insert_unknown(&mut write, request, now).await?;
-            let waits: Option<i64> = sqlx::query_scalar(
-                self.sql("SELECT id FROM {p}outbox WHERE job_id = $1 AND body IS NULL LIMIT 1"),
-            )
-            .bind(&request.job.id)
-            .fetch_optional(&mut *write.tx)
-            .await?;
-            if waits.is_none() {
-                self.park(&mut write, request, now).await?;
-            }
+            sqlx::query(self.sql("DELETE FROM {p}outbox WHERE job_id = $1 AND body IS NULL"))
+                .bind(&request.job.id)
+                .execute(&mut *write.tx)
+                .await?;
+            self.park(&mut write, request, now).await?;
             write.tx.commit().await
         })
         .await

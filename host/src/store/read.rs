@@ -6,7 +6,6 @@ use sqlx::any::AnyRow;
 
 use super::{Store, StoreError};
 use crate::clock::Timestamp;
-use crate::payload::Job;
 
 /// A job as the database knows it.
 #[derive(Debug, Clone, PartialEq)]
@@ -135,23 +134,6 @@ impl Store {
         let action = "look up a job";
         let row = self.within(action, query.fetch_optional(&self.inner.pool)).await?;
         row.map(|row| JobStatus::read(&row)).transpose().map_err(self.failed(action))
-    }
-
-    /// The final status of the job that a message asks for, if it has one. One that was taken for
-    /// lost has none, since its message is here.
-    ///
-    /// # Errors
-    /// The database failed.
-    pub async fn final_status(&self, job: &Job) -> Result<Option<String>, StoreError> {
-        let query = sqlx::query_scalar::<_, String>(self.sql(
-            "SELECT status FROM {p}jobs WHERE id = $1 AND name = $2 AND fingerprint = $3 \
-             AND status IN ('SUCCESS', 'FAILURE', 'CANCELLED') \
-             AND (error_kind IS NULL OR error_kind <> 'lost')",
-        ))
-        .bind(job.id.clone())
-        .bind(job.name.clone())
-        .bind(job.fingerprint());
-        self.within("look up a job", query.fetch_optional(&self.inner.pool)).await
     }
 
     /// Calls `each` with the jobs that match, newest first, in bounded memory.

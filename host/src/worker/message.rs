@@ -18,11 +18,13 @@ use crate::payload::{self, Job};
 use crate::retry;
 use crate::store::StoreError;
 use crate::store::dead::{DeadKind, DeadMessage};
-use crate::store::park::ParkRequest;
+use crate::store::park::{ParkRequest, Seen};
 use crate::text::printable;
 
-/// Receipts after which a message whose job nobody holds is put aside: with the growing delay
-/// that is about an hour and a half.
+/// How long a message whose job nobody holds comes again and again, so that a deploy can catch
+/// up, before it is put aside.
+const UNKNOWN_PATIENCE: Duration = Duration::from_secs(90 * 60);
+/// Receipts after which it is put aside at the latest: with the growing delay about as long.
 const MAX_UNKNOWN_RECEIVES: u32 = 24;
 /// How long before its retention ends a message must be back, or it is parked.
 const RETENTION_MARGIN: Duration = Duration::from_secs(3600);
@@ -42,9 +44,14 @@ pub(super) struct Polled {
 }
 
 impl Polled {
-    /// Whether the queue itself would move the message at its next receipt.
+    /// Whether the message may not return to the queue: the queue itself would move it at its
+    /// next receipt, or at the one after that. One is kept in reserve where there is one, for
+    /// the host that dies with it or the answer that is lost on the way.
     pub(super) fn is_last_receipt(&self, delivery: &Delivery) -> bool {
-        self.queue.max_receive_count.is_some_and(|most| delivery.receive_count >= most)
+        let reserve = |most: u32| if most >= 3 { 1 } else { 0 };
+        self.queue
+            .max_receive_count
+            .is_some_and(|most| delivery.receive_count >= most.saturating_sub(reserve(most)))
     }
 }
 
@@ -192,30 +199,37 @@ impl Message<'_> {
     }
 
     /// A job that no module holds is no attempt: it returns with a growing delay, so that a
-    /// deploy can catch up, until the queue itself would move it.
+    /// deploy can catch up, by the queue or from the outbox, and after a limit is put aside.
     pub(super) async fn give_back_unknown(&self, lease: Lease, job: Job) -> Settled {
         let store = &self.worker.store;
-        let status = || async { store.final_status(&job).await.map_err(Arc::new) };
-        match self.persist(&lease, status).await {
-            Some(Some(_)) if !job.is_revived => return self.delete(lease).await,
-            Some(_) => {}
+        let request = self.park_request(&job, Duration::ZERO);
+        let seen = || async { store.note_unknown(&request).await.map_err(Arc::new) };
+        let age = match self.persist(&lease, seen).await {
+            Some(Seen::Waiting { age }) => age,
+            Some(Seen::Finished) if job.is_revived => Duration::ZERO,
+            Some(Seen::Finished) => return self.delete(lease).await,
+            Some(Seen::Other) => {
+                let reason = "the id belongs to a job with another name or other arguments";
+                return self.put_aside(lease, DeadKind::IdConflict, Some(&job), &reason).await;
+            }
             None => return Settled::Stays,
-        }
+        };
         let receives = self.delivery.receive_count;
-        if receives >= MAX_UNKNOWN_RECEIVES || self.polled.is_last_receipt(&self.delivery) {
+        if receives >= MAX_UNKNOWN_RECEIVES || age >= UNKNOWN_PATIENCE {
             let reason = format!(
-                "no module holds the job `{}`; the message was received {receives} times",
-                job.name
+                "no module holds the job `{}`; its message has come again and again for {}",
+                job.name,
+                humantime::format_duration(Duration::from_secs(age.as_secs()))
             );
             return self.put_aside(lease, DeadKind::UnknownJob, Some(&job), &reason).await;
         }
-        let delay = retry::unknown_job_delay(receives);
+        let delay = retry::unknown_job_delay(receives).max(retry::unknown_job_delay_at(age));
         warn!(
             queue = %self.delivery.queue, job.id = %printable(&job.id),
             "no module holds the job `{}`; its message returns in {} s",
             printable(&job.name), delay.as_secs()
         );
-        self.give_back(lease, delay).await
+        self.return_later(lease, &job, delay).await
     }
 
     /// Gives back, at once, a message that has not been looked at.
@@ -240,15 +254,7 @@ impl Message<'_> {
     /// Parks a message that has not begun, then deletes it.
     pub(super) async fn park(&self, lease: Lease, job: &Job, wait: Duration) -> Settled {
         let delivery = &self.delivery;
-        let request = ParkRequest {
-            job: Job { enqueued_at: job.enqueued_at.or(delivery.sent_at), ..job.clone() },
-            queue: delivery.queue.clone(),
-            address: self.polled.address.clone(),
-            group: delivery.group.clone(),
-            attributes: delivery.attributes.clone(),
-            wait,
-            is_ordered: self.polled.queue.is_fifo,
-        };
+        let request = self.park_request(job, wait);
         let store = &self.worker.store;
         let park = || async { store.park_message(&request).await.map_err(Arc::new) };
         match self.persist(&lease, park).await {
@@ -259,6 +265,19 @@ impl Message<'_> {
                 self.delete(lease).await
             }
             None => Settled::Stays,
+        }
+    }
+
+    fn park_request(&self, job: &Job, wait: Duration) -> ParkRequest {
+        let delivery = &self.delivery;
+        ParkRequest {
+            job: Job { enqueued_at: job.enqueued_at.or(delivery.sent_at), ..job.clone() },
+            queue: delivery.queue.clone(),
+            address: self.polled.address.clone(),
+            group: delivery.group.clone(),
+            attributes: delivery.attributes.clone(),
+            wait,
+            is_ordered: self.polled.queue.is_fifo,
         }
     }
 

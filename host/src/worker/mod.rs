@@ -39,6 +39,8 @@ use settle::Settler;
 use slots::{Slots, Terms};
 use suits::Demands;
 
+/// How long the last sends of the outbox may take at the stop.
+const LAST_SENDS: Duration = Duration::from_secs(5);
 /// How long settlements may take after the grace time.
 const LAST_SETTLEMENTS: Duration = Duration::from_secs(10);
 
@@ -161,22 +163,34 @@ impl Worker {
         let background = [
             tokio::spawn(shared.leases.clone().keep()),
             tokio::spawn(keep_row(shared.store.clone(), row.clone())),
-            tokio::spawn(shared.sender.clone().sweep()),
             tokio::spawn(lost::sweep(shared.clone(), queues.clone())),
             tokio::spawn(follow_terms(shared.clone(), queues.clone())),
             tokio::spawn(follow_modules(shared.clone(), registered)),
         ];
+        let stop_sending = CancellationToken::new();
+        let sweep = tokio::spawn(shared.sender.clone().sweep_until(stop_sending.clone()));
         let polls: Vec<_> = queues
             .into_iter()
             .map(|polled| tokio::spawn(poll::poll(shared.clone(), polled)))
             .collect();
-        for poll in polls {
-            if let Err(error) = poll.await {
-                warn!("a receive loop ended early: {error}");
+        let received = async {
+            for poll in polls {
+                if let Err(error) = poll.await {
+                    warn!("a receive loop ended early: {error}");
+                }
             }
-        }
-        drain(&shared).await;
+        };
+        let drained = async {
+            shared.stopping.cancelled().await;
+            drain(&shared).await;
+        };
+        tokio::join!(received, drained);
+        // What the last receives brought is on its way back.
+        let _ = tokio::time::timeout(LAST_SETTLEMENTS, shared.attempts.wait()).await;
         failpoint::reach("drained", "");
+        stop_sending.cancel();
+        // A queue that does not answer is not waited for; its rows are sent by other workers.
+        let _ = tokio::time::timeout(LAST_SENDS, sweep).await;
         for task in &background {
             task.abort();
         }

@@ -17,6 +17,7 @@ use futures_util::stream::FuturesUnordered;
 use tracing::debug;
 
 use super::Shared;
+use super::lease::Lease;
 use super::message::{Message, Polled};
 use super::process::{Settled, process};
 use super::slots::{Lent, Slot};
@@ -30,8 +31,10 @@ const FILL: Duration = Duration::from_millis(10);
 /// Receive calls under way at once for one busy queue.
 const MAX_POLLS: usize = 4;
 /// How long a receive that is under way at the stop may still bring messages, which are then
-/// given back; one that is cut off leaves them invisible until their lease ends.
+/// given back, where cutting it off harms nothing.
 const LAST_RECEIVE: Duration = Duration::from_millis(500);
+/// The same where a receive must not be cut off: a long poll, and its way back.
+const LONGEST_RECEIVE: Duration = Duration::from_secs(MAX_WAIT_SECS as u64 + 2);
 /// How long a message waits for a slot whose own was taken while its queue was polled.
 const URGENT: Duration = Duration::from_secs(1);
 /// How long an idle queue is left alone after it was looked at while no slot was free.
@@ -60,6 +63,8 @@ pub(super) async fn poll(shared: Arc<Shared>, polled: Arc<Polled>) {
     // A queue that filled its last answer has more: it is asked again before that is worked off.
     let mut is_full = false;
     let mut is_idle = true;
+    // Nothing is asked before this, while what was asked is still taken.
+    let mut resume_at: Option<tokio::time::Instant> = None;
     loop {
         let may_ask = polls.is_empty() || (is_full && polls.len() < MAX_POLLS);
         let most = if is_idle && !polled.is_only { 1 } else { MAX_BATCH };
@@ -74,6 +79,7 @@ pub(super) async fn poll(shared: Arc<Shared>, polled: Arc<Polled>) {
                         backoff = Backoff::default();
                         is_full = deliveries.len() == asked;
                         is_idle = deliveries.is_empty();
+                        shared.slots.set_busy(polled.index, !is_idle);
                         let was_crowded = matches!(kept, Kept::Slots(_)) && !polled.is_only;
                         dispatch(&shared, &polled, deliveries, kept);
                         (is_idle && was_crowded && shared.slots.is_exhausted()).then_some(CROWDED_PAUSE)
@@ -81,18 +87,15 @@ pub(super) async fn poll(shared: Arc<Shared>, polled: Arc<Polled>) {
                     Err(error) => {
                         outage.note(&error);
                         is_full = false;
+                        shared.slots.set_busy(polled.index, false);
                         drop(kept);
                         Some(backoff.next())
                     }
                 };
-                if let Some(pause) = pause {
-                    tokio::select! {
-                        () = shared.stopping.cancelled() => break,
-                        () = tokio::time::sleep(pause) => {}
-                    }
-                }
+                resume_at = pause.map(|pause| tokio::time::Instant::now() + pause).or(resume_at);
             }
-            slots = take_slots(&shared, polled.index, most), if may_ask => {
+            () = sleep_until(resume_at), if resume_at.is_some() => resume_at = None,
+            slots = take_slots(&shared, polled.index, most), if may_ask && resume_at.is_none() => {
                 let is_first = polls.is_empty();
                 polls.push(ask(&shared, &polled, slots, is_first && is_idle, is_first));
             }
@@ -106,8 +109,21 @@ pub(super) async fn poll(shared: Arc<Shared>, polled: Arc<Polled>) {
             }
         }
     };
-    // Cut off, what it may have received becomes visible when its lease ends.
-    let _ = tokio::time::timeout(LAST_RECEIVE, last).await;
+    // Cut off, what it may have received becomes visible when its lease ends; and a service may
+    // go on to hand messages to a caller that is gone. So a receive is left to end by itself.
+    let patience = match shared.broker.can_drop_receives() {
+        true => LAST_RECEIVE,
+        false => shared.config.grace.min(LONGEST_RECEIVE),
+    };
+    let _ = tokio::time::timeout(patience, last).await;
+}
+
+/// Waits for an instant; for ever without one.
+async fn sleep_until(instant: Option<tokio::time::Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// One receive call: a long one where that keeps no slot from another queue.
@@ -181,45 +197,70 @@ fn dispatch(shared: &Arc<Shared>, polled: &Arc<Polled>, deliveries: Vec<Delivery
             }
         },
     };
-    let mut groups: BTreeMap<String, Vec<(Delivery, Slot)>> = BTreeMap::new();
-    for (index, (delivery, slot)) in deliveries.into_iter().zip(slots).enumerate() {
+    let mut groups: BTreeMap<String, (Vec<Delivery>, Slot)> = BTreeMap::new();
+    let mut slots = slots.into_iter();
+    for (index, delivery) in deliveries.into_iter().enumerate() {
         let group = match &delivery.group {
             Some(group) if polled.queue.is_fifo => group.clone(),
             _ => format!("\0{index}"),
         };
-        groups.entry(group).or_default().push((delivery, slot));
+        // The messages of a group run one after the other, so one slot is enough for all.
+        if let Some((waiting, _)) = groups.get_mut(&group) {
+            waiting.push(delivery);
+        } else if let Some(slot) = slots.next() {
+            groups.insert(group, (vec![delivery], slot));
+        } else {
+            // More came than was asked for.
+            let (shared, polled) = (shared.clone(), polled.clone());
+            let tracker = shared.attempts.clone();
+            tracker.spawn(async move { wait_for_slot(&shared, &polled, delivery).await });
+        }
     }
-    for group in groups.into_values() {
+    for (group, slot) in groups.into_values() {
         let (shared, polled) = (shared.clone(), polled.clone());
         let tracker = shared.attempts.clone();
-        tracker.spawn(async move { run_group(&shared, &polled, group).await });
+        tracker.spawn(async move { run_group(&shared, &polled, group, slot).await });
     }
 }
 
 /// Runs the messages of one group in their order. When one of them stays on the queue, those
 /// behind it go back, so that none overtakes it.
-async fn run_group(shared: &Shared, polled: &Polled, group: Vec<(Delivery, Slot)>) {
+async fn run_group(shared: &Shared, polled: &Polled, group: Vec<Delivery>, slot: Slot) {
     failpoint::reach("received", "");
     // Held from now on, also while they wait for those before them.
     let mut waiting: Vec<_> = group
         .into_iter()
-        .map(|(delivery, slot)| {
+        .map(|delivery| {
             let lease = shared.leases.hold(&polled.queue, &delivery);
-            (delivery, lease, slot)
+            (delivery, lease)
         })
         .collect();
     waiting.reverse();
-    while let Some((delivery, lease, slot)) = waiting.pop() {
+    let mut slot = Some(slot);
+    while let Some((delivery, lease)) = waiting.pop() {
         // One that waits behind it can't return any more: then neither may this one, or it would
         // be overtaken.
-        let must_leave = waiting.iter().any(|(other, ..)| polled.is_last_receipt(other));
+        let must_leave = waiting.iter().any(|(other, _)| polled.is_last_receipt(other));
         let message = Message { worker: shared, polled, delivery, must_leave };
-        if !lease.is_held() || process(message, lease, slot).await == Settled::Stays {
+        if !lease.is_held() {
+            break;
+        }
+        // Its slot is free as soon as its outcome is stored; the next one takes another.
+        let own = match slot.take() {
+            Some(slot) => slot,
+            None => match shared.slot_for(polled, &lease).await {
+                Some(slot) => slot,
+                None => {
+                    message.turn_back(lease).await;
+                    break;
+                }
+            },
+        };
+        if process(message, lease, own).await == Settled::Stays {
             break;
         }
     }
-    while let Some((delivery, lease, slot)) = waiting.pop() {
-        drop(slot);
+    while let Some((delivery, lease)) = waiting.pop() {
         let message = Message { worker: shared, polled, delivery, must_leave: false };
         message.turn_back(lease).await;
     }
@@ -244,6 +285,19 @@ async fn wait_for_slot(shared: &Shared, polled: &Polled, delivery: Delivery) {
         None => {
             debug!(queue = %polled.queue.name, "no slot is free for a message; it goes back");
             message.turn_back(lease).await;
+        }
+    }
+}
+
+impl Shared {
+    /// A slot for a message that is held; none when the worker stops or the lease is lost before.
+    async fn slot_for(&self, polled: &Polled, lease: &Lease) -> Option<Slot> {
+        let mut stopped = lease.stopped();
+        tokio::select! {
+            biased;
+            () = self.stopping.cancelled() => None,
+            _ = stopped.wait_for(Option::is_some) => None,
+            slot = self.slots.take(polled.index, true) => Some(slot),
         }
     }
 }

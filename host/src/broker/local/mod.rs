@@ -150,6 +150,10 @@ impl Broker for LocalBroker {
         is_same_file(&self.inner.path, database)
     }
 
+    fn can_drop_receives(&self) -> bool {
+        true
+    }
+
     async fn queue(&self, name: &str) -> Result<Queue, BrokerError> {
         self.inner.queue(name).await
     }

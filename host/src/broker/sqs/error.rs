@@ -98,15 +98,26 @@ where
         SdkError::DispatchFailure(_) => unavailable(innermost(error), remedy_of_silence(place)),
         SdkError::ServiceError(_) => {
             let code = error.code();
+            if code.is_none() {
+                // SQS gives a code with every refusal: this was another's answer.
+                let reason = match (error.message(), status) {
+                    (Some(message), _) => message.to_owned(),
+                    (None, Some(status)) => {
+                        format!("HTTP status {status}, and no reason that SQS would give")
+                    }
+                    (None, None) => innermost(error),
+                };
+                return match fault(code, status) {
+                    Fault::Denied => {
+                        BrokerError::Denied { action, queue: queue.to_owned(), reason }
+                    }
+                    _ => unavailable(reason, remedy_of_silence(place)),
+                };
+            }
             let reason = match (error.message(), code) {
                 (Some(message), Some(code)) => format!("{message} ({code})"),
                 (Some(text), None) | (None, Some(text)) => text.to_owned(),
-                (None, None) => match status {
-                    Some(status) => {
-                        format!("HTTP status {status}, and no reason that SQS would give")
-                    }
-                    None => innermost(error),
-                },
+                (None, None) => innermost(error),
             };
             match fault(code, status) {
                 Fault::NoSuchQueue => {
@@ -125,10 +136,10 @@ where
         SdkError::ResponseError(_) if status == Some(200) => {
             unavailable(innermost(error), remedy_of_silence(place))
         }
-        SdkError::ResponseError(_) => refused(format!(
-            "the answer is none of SQS ({}); check AWS_ENDPOINT_URL",
-            innermost(error)
-        )),
+        SdkError::ResponseError(_) => unavailable(
+            format!("the answer is none of SQS ({})", innermost(error)),
+            remedy_of_silence(place),
+        ),
         _ => refused(innermost(error)),
     }
 }

@@ -196,6 +196,11 @@ impl Broker for SqsBroker {
         false
     }
 
+    fn can_drop_receives(&self) -> bool {
+        // The call goes on at the other end of a connection that is closed here.
+        false
+    }
+
     async fn queue(&self, name: &str) -> Result<Queue, BrokerError> {
         self.find(name).await
     }

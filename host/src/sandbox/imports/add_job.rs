@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::clock::MAX_AHEAD;
 use crate::json;
-use crate::payload::{Job, MAX_ID_BYTES, MAX_NAME_BYTES, check_text};
+use crate::payload::{Job, MAX_ID_BYTES, MAX_NAME_BYTES, check_group, check_text};
 use crate::sandbox::bindings::sqjobs::job::add_job::{Error, Host, Request};
 use crate::sandbox::context::AttemptContext;
 use crate::store::enqueue::{Enqueued, NewJob};
@@ -52,7 +52,7 @@ impl AttemptContext {
         let kwargs =
             json::check_object(&request.kwargs).map_err(|e| invalid(format!("kwargs: {e}")))?;
         if let Some(group) = &request.group {
-            check_text("group", group, 128).map_err(|e| invalid(e.to_string()))?;
+            check_group(group).map_err(|e| invalid(e.to_string()))?;
         }
         if request.unique_key.is_some() || request.unique_for_ms.is_some() {
             return Err(invalid("this host does not know unique keys".into()));
