@@ -20,10 +20,12 @@
 //!
 //! # A module file
 //!
-//! - A. [`registry`]: finds the files of the jobs folders.
+//! - A. [`registry::watch`]: file events to settled paths; [`registry::deploy`] carries each through B to D.
 //! - B. [`registry::load`]: read, digest, check against the world, compile, ask what it holds.
 //! - C. [`registry::cache`]: compiled code on disk.
 //! - D. [`registry`]: one atomic store makes it current.
+//! - E. [`store::versions`]: what was decided for all hosts, read by `registry/sync.rs`; `registry/choice.rs` says what
+//!   it means here, [`registry::canary`] who takes a canary.
 //!
 //! # An added job
 //!

@@ -1,7 +1,7 @@
 //! Path 1, step 10: every metric: name, unit, labels.
 //!
 //! Labels are bounded: queues and jobs are those that the operator serves, outcomes and kinds
-//! are fixed words. Without an exporter each of them costs next to nothing.
+//! are fixed words, modules are files of the jobs folders. Without an exporter each of them costs next to nothing.
 
 use crate::clock::millis;
 use std::time::Duration;
@@ -18,6 +18,8 @@ pub const LEASES_LOST: &str = "sqjobs_leases_lost_total";
 pub const PUT_ASIDE: &str = "sqjobs_put_aside_total";
 /// Counter, by `queue`: jobs parked in SQL, since the queue could not hold them any longer.
 pub const PARKED: &str = "sqjobs_parked_total";
+/// Counter, by `module`: files that were refused, once for each new reason.
+pub const MODULES_REFUSED: &str = "sqjobs_modules_refused_total";
 
 /// Counts an attempt whose outcome is stored.
 pub(crate) fn attempt_settled(queue: &str, job: &str, outcome: &'static str, took: Duration) {
@@ -36,4 +38,9 @@ pub(crate) fn count(name: &'static str, queue: &str, by: u64) {
 /// Counts what was put aside.
 pub(crate) fn put_aside(queue: &str, kind: &'static str) {
     metrics::counter!(PUT_ASIDE, "queue" => queue.to_owned(), "kind" => kind).increment(1);
+}
+
+/// Counts a module's file that does not serve.
+pub(crate) fn module_refused(module: String) {
+    metrics::counter!(MODULES_REFUSED, "module" => module).increment(1);
 }

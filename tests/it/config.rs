@@ -194,6 +194,148 @@ fn a_database_password_may_come_from_a_file() {
     missing.is_a_sentence().says(&["missing"]);
 }
 
+/// The worker's own file, so that the commands of the tests are not bothered by its faults.
+const WORKER_FILE: &str = "worker.toml";
+
+fn worker_with(setup: &Setup, file: &str) -> WorkerProcess {
+    setup.project.write(WORKER_FILE, file);
+    let mut worker = setup.worker(&["--config", WORKER_FILE]);
+    worker.wait_until_ready();
+    worker
+}
+
+fn end_of_a_slow_job(setup: &Setup) -> String {
+    let id = setup.add(&["sleep_ms", "2000"]);
+    let row = setup.wait_for_row(&id, "an end", |row| {
+        ["SUCCESS", "FAILURE"].contains(&row.text("status").as_str())
+    });
+    row.text("status")
+}
+
+#[test]
+fn limits_are_read_again_when_the_file_changes_and_on_sighup() {
+    let setup = Setup::new(Pair::Embedded, &["outcomes"]);
+    let mut worker = worker_with(&setup, "");
+    assert_eq!(end_of_a_slow_job(&setup), "SUCCESS");
+    let short = "[jobs.sleep_ms]\ntimeout = \"50ms\"\nmax-attempts = 1\n";
+    setup.project.write(WORKER_FILE, short);
+    worker.wait_for_line(&["read the configuration again"]);
+    assert_eq!(end_of_a_slow_job(&setup), "FAILURE");
+    setup.project.write(WORKER_FILE, "");
+    worker.signal("HUP");
+    support::wait::until_true("the old limit", || end_of_a_slow_job(&setup) == "SUCCESS");
+    assert_eq!(worker.terminate(), Some(0));
+}
+
+#[test]
+fn a_faulty_file_leaves_the_old_settings_and_says_why() {
+    let setup = Setup::new(Pair::Embedded, &["outcomes"]);
+    let short = "[jobs.sleep_ms]\ntimeout = \"50ms\"\nmax-attempts = 1\n";
+    let mut worker = worker_with(&setup, short);
+    for (file, words) in [
+        ("[jobs.sleep_ms]\ntimeout = \"soon\"\n", ["timeout", "soon"]),
+        ("[jobs.sleep_ms\n", ["TOML", "the old one stays"]),
+    ] {
+        setup.project.write(WORKER_FILE, file);
+        worker.wait_for_line(&words);
+        assert_eq!(end_of_a_slow_job(&setup), "FAILURE");
+    }
+    std::fs::remove_file(setup.project.folder().join(WORKER_FILE)).unwrap();
+    worker.signal("HUP");
+    worker.wait_for_line(&["cannot read the configuration file"]);
+    assert_eq!(end_of_a_slow_job(&setup), "FAILURE");
+    assert_eq!(worker.terminate(), Some(0));
+}
+
+#[test]
+fn a_key_that_can_t_change_while_it_runs_says_that_it_needs_a_restart() {
+    let setup = Setup::new(Pair::Embedded, &["outcomes"]);
+    let mut worker = worker_with(&setup, "");
+    setup.project.write(WORKER_FILE, "lease = \"7s\"\nconcurrency = 3\n");
+    for key in ["`lease`", "`concurrency`"] {
+        worker.wait_for_line(&[key, "needs a restart"]);
+    }
+    assert_eq!(worker.terminate(), Some(0));
+}
+
+#[test]
+fn an_attempt_keeps_the_settings_that_it_began_with() {
+    let setup = Setup::new(Pair::Embedded, &["outcomes"]);
+    let mut worker = worker_with(&setup, "");
+    let id = setup.add(&["sleep_ms", "4000"]);
+    let _ = setup.wait_for_status(&id, "RUNNING");
+    setup.project.write(WORKER_FILE, "[jobs.sleep_ms]\ntimeout = \"50ms\"\nrecord = false\n");
+    worker.wait_for_line(&["read the configuration again"]);
+    let row = setup.wait_for_status(&id, "SUCCESS");
+    assert_eq!(row.number("attempts"), 1);
+    assert_eq!(worker.terminate(), Some(0));
+}
+
+fn variables(setup: &Setup) -> String {
+    let id = setup.add(&["look_around"]);
+    setup.wait_for_status(&id, "SUCCESS").text("result")
+}
+
+const GREETING: &str = "[modules.outcomes.grants]\nenv = [\"GREETING\"]\n";
+
+#[test]
+fn grants_change_while_a_worker_runs_and_a_revoked_one_ends_at_the_next_attempt() {
+    let mut setup = Setup::new(Pair::Embedded, &["outcomes"]);
+    setup.project.set("GREETING", "hello");
+    let mut worker = worker_with(&setup, "");
+    assert!(!variables(&setup).contains("GREETING"));
+    for (file, is_granted) in [(GREETING, true), ("", false)] {
+        setup.project.write(WORKER_FILE, file);
+        worker.wait_for_line(&["read the configuration again"]);
+        assert_eq!(variables(&setup).contains("hello"), is_granted, "{file}");
+    }
+    assert_eq!(worker.terminate(), Some(0));
+}
+
+#[test]
+fn a_grant_with_a_fault_leaves_all_old_settings_and_says_why() {
+    let mut setup = Setup::new(Pair::Embedded, &["outcomes"]);
+    setup.project.set("GREETING", "hello");
+    let short = "[jobs.sleep_ms]\ntimeout = \"50ms\"\nmax-attempts = 1\n";
+    let mut worker = worker_with(&setup, &format!("{short}{GREETING}"));
+    for fault in [
+        "[[modules.outcomes.grants.folders]]\npath = \"missing\"\n",
+        "[[modules.outcomes.grants.folders]]\npath = \"jobs\"\n",
+        "[modules.outcomes.grants.secrets]\nA = { env = \"NO_SUCH\" }\n",
+    ] {
+        setup.project.write(WORKER_FILE, fault);
+        worker.wait_for_line(&["the old one stays", "[modules.outcomes.grants]"]);
+    }
+    assert!(variables(&setup).contains("hello"));
+    assert_eq!(end_of_a_slow_job(&setup), "FAILURE");
+    assert_eq!(worker.terminate(), Some(0));
+}
+
+#[test]
+fn a_module_that_was_refused_is_looked_at_again_when_the_file_grants_what_it_wants() {
+    let setup = Setup::new(Pair::Embedded, &["fetcher"]);
+    let mut worker = worker_with(&setup, "");
+    worker.wait_for_line(&["refused a module", "wasi:http"]);
+    let grants = "[modules.fetcher.grants]\nhttp = [\"api.example.com:443\"]\n";
+    setup.project.write(WORKER_FILE, grants);
+    worker.wait_for_line(&["module `fetcher` serves"]);
+    assert_eq!(worker.terminate(), Some(0));
+}
+
+#[test]
+fn periodic_entries_of_the_file_change_while_a_worker_runs() {
+    let setup = Setup::new(Pair::Embedded, &["adder"]);
+    let mut worker = worker_with(&setup, "");
+    for every in ["10m", "20m"] {
+        let entry = format!("[periodic.adder_job]\nevery = \"{every}\"\nargs = [1, 2]\n");
+        setup.project.write(WORKER_FILE, entry);
+        worker.wait_for_line(&["the periodic entry `adder_job` is"]);
+        let listed = setup.run(&["periodic", "list"]).ok();
+        assert!(listed.stdout.contains(every), "{}", listed.stdout);
+    }
+    assert_eq!(worker.terminate(), Some(0));
+}
+
 /// What the guide shows can be copied.
 #[test]
 fn the_examples_of_the_guide_are_accepted() {

@@ -188,3 +188,19 @@ fn list_warns_of_what_is_wrong_and_of_special_nights() {
     ]);
     assert!(list.stdout.contains("nightly") && list.stdout.contains("Europe/Madrid"), "{list}");
 }
+
+#[test]
+fn the_entry_that_a_module_describes_is_there_once_it_was_swapped_in() {
+    let setup = Setup::new(Pair::Embedded, &["adder"]);
+    let mut worker = setup.worker(&[]);
+    worker.wait_until_ready();
+    periodic(&setup, &["show", "dummy_periodic_job"]).exits(1).is_a_sentence();
+    setup.project.deploy("samples");
+    worker.wait_for_line(&["the periodic entry `dummy_periodic_job` is new, by module"]);
+    assert_eq!(show(&setup, "dummy_periodic_job").raw("orphaned"), "false");
+    std::fs::remove_file(setup.project.jobs_dir().join("samples.wasm")).unwrap();
+    wait::until_true("nobody to hold its job", || {
+        show(&setup, "dummy_periodic_job").raw("orphaned") == "true"
+    });
+    assert_eq!(worker.terminate(), Some(0));
+}

@@ -7,6 +7,7 @@
 //! - [`worker`]: a worker process, its log lines and its signals.
 //! - [`setup`]: the pairs of database and broker that everything has to work on.
 //! - [`sqs`]: the SQS server spoken to directly, past the host.
+//! - [`versions`]: versions of one module, made without a compiler.
 //! - [`gate`]: a database server that goes away.
 //! - [`proxy`]: an SQS server that misbehaves by a seed.
 //! - [`side_by_side`]: many small scenarios within one test.
@@ -28,6 +29,7 @@ pub mod servers;
 pub mod setup;
 pub mod side_by_side;
 pub mod sqs;
+pub mod versions;
 pub mod wait;
 pub mod worker;
 

@@ -3,6 +3,7 @@
 
 mod beat;
 mod dead;
+mod dev;
 mod enqueue;
 mod migrate;
 mod modules;
@@ -11,6 +12,7 @@ mod periodic;
 mod print;
 mod results;
 mod run;
+mod versions;
 mod work;
 
 use std::collections::BTreeMap;
@@ -100,6 +102,8 @@ enum Command {
     Add(enqueue::AddArguments),
     /// Run a job here and now, without queue, database or worker, and print its result
     Run(run::RunArguments),
+    /// Build the jobs of a project whenever its sources change, deploy them, and run one of them
+    Dev(dev::DevArguments),
     /// Show a job
     Status(results::StatusArguments),
     /// List jobs, newest first
@@ -112,6 +116,9 @@ enum Command {
     Periodic(periodic::PeriodicCommand),
     /// Show what is deployed in the jobs folders
     Jobs,
+    /// Which version of each module serves: history, rollback, pin, canary
+    #[command(subcommand)]
+    Modules(versions::ModulesCommand),
     /// Show what a module file holds
     Inspect(modules::InspectArguments),
     /// Bring the database's schema to this version
@@ -196,7 +203,9 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     let config = Arc::new(Config::load(&flags)?);
     let level = match (&arguments.command, config.log_level) {
         // A newcomer sees the job run; other commands speak up only when something is wrong.
-        (Command::Worker(_) | Command::Beater(_) | Command::Run(_), level) => level,
+        (Command::Worker(_) | Command::Beater(_) | Command::Run(_) | Command::Dev(_), level) => {
+            level
+        }
         (_, tracing::Level::INFO) => tracing::Level::WARN,
         (_, level) => level,
     };
@@ -209,10 +218,11 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     let runtime = runtime.build().context("cannot start the runtime")?;
     let done = runtime.block_on(async {
         match arguments.command {
-            Command::Worker(arguments) => work::worker(config, &arguments).await,
+            Command::Worker(arguments) => work::worker(config, flags, &arguments).await,
             Command::Beater(arguments) => beat::beater(config, &arguments).await,
             Command::Add(arguments) => enqueue::add(config, &arguments).await,
             Command::Run(arguments) => run::run(config, &arguments).await,
+            Command::Dev(arguments) => dev::dev(config, &arguments).await,
             Command::Status(arguments) => results::status(&config, &arguments).await,
             Command::List(arguments) => results::list(&config, &arguments).await,
             Command::Dead(command) => dead::dead(&config, &command).await,
@@ -220,6 +230,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
                 periodic::periodic(&config, &command, grace.as_deref()).await
             }
             Command::Jobs => modules::jobs(&config).await,
+            Command::Modules(command) => versions::modules(&config, &command).await,
             Command::Inspect(arguments) => modules::inspect(&config, &arguments).await,
             Command::Migrate(arguments) => migrate::migrate(&config, &arguments).await,
             Command::New(_) | Command::Compile { .. } | Command::Completions { .. } => Ok(()),
@@ -290,8 +301,8 @@ impl Global {
 
 /// What reads module files: compiling in a child process, and keeping the code if `keeps_code`.
 fn loader(config: &Arc<Config>, sandbox: &Arc<Sandbox>, keeps_code: bool) -> Loader {
-    let folder = keeps_code.then(|| config.cache_dir());
-    Loader::new(sandbox.clone(), Cache::new(folder.as_deref()))
+    let cache = if keeps_code { open_cache(config) } else { Cache::new(None) };
+    Loader::new(sandbox.clone(), cache)
         .with_config(config.clone())
         .with_compiler(Arc::new(Compiler::child(config.compile)))
 }
@@ -333,6 +344,12 @@ async fn open_broker(
             Arc::new(LocalBroker::open_with(&path, options).await?)
         }
     })
+}
+
+/// The cache of compiled code.
+fn open_cache(config: &Config) -> Cache {
+    let folder = config.cache_dir();
+    Cache::outside(Some(&folder), &config.jobs_dirs, config.deploy.cache_bytes)
 }
 
 fn is_json(config: &Config) -> bool {

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use clap::Args;
 use serde_json::json;
 
-use super::{is_json, loader, print};
-use crate::config::Config;
+use super::{is_json, loader, open_store, print};
 use crate::config::granted::{ModuleSource, toml_key};
+use crate::config::{BrokerKind, Config};
 use crate::registry::Registry;
 use crate::registry::definition::Definition;
 use crate::registry::load::{EXPORT, LoadError, Module, is_offered, module_name};
 use crate::sandbox::Sandbox;
+use crate::store::Store;
 use crate::text::printable;
 
 #[derive(Args)]
@@ -24,14 +25,20 @@ pub(super) struct InspectArguments {
 pub(super) async fn jobs(config: &Arc<Config>) -> anyhow::Result<()> {
     let sandbox = Arc::new(Sandbox::new(1)?);
     let loader = loader(config, &sandbox, true);
-    // What was refused is said by the log, on standard error.
+    // What was refused is said by the log, on standard error, too.
     let registry = Registry::load(&loader, &config.jobs_dirs).await?;
     let snapshot = registry.snapshot();
     let mut grid = print::Grid::new(&[
-        "job", "queue", "module", "version", "digest", "records", "timeout", "schedule",
+        "job", "queue", "module", "version", "digest", "served", "records", "timeout", "schedule",
     ]);
+    let store = existing_store(config).await;
     for served in snapshot.jobs.values() {
         let (definition, version) = (&served.definition, &served.module.version);
+        let served_digest = match &store {
+            Some(store) => store.deployed_job(&definition.name).await?,
+            None => None,
+        };
+        let served_digest = served_digest.map(|job| job.module.digest);
         let timeout = config.limits(&version.name, definition).timeout;
         if is_json(config) {
             let mut object = definition.to_json();
@@ -39,9 +46,11 @@ pub(super) async fn jobs(config: &Arc<Config>) -> anyhow::Result<()> {
                 "module": version.name,
                 "module_version": version.version,
                 "module_digest": version.digest,
+                "served_digest": served_digest,
                 "file": served.module.path.display().to_string(),
                 "records_result": config.records(definition),
                 "timeout_ms": crate::clock::millis(timeout),
+                "refused": null,
             });
             merge(&mut object, extra);
             print::json(&object.to_string())?;
@@ -53,19 +62,56 @@ pub(super) async fn jobs(config: &Arc<Config>) -> anyhow::Result<()> {
             &version.name,
             version.version.as_deref().unwrap_or(""),
             &version.digest[..12.min(version.digest.len())],
+            &served_digest.map_or_else(String::new, |digest| format!("{digest:.12}")),
             if config.records(definition) { "yes" } else { "no" },
             &humantime::format_duration(timeout).to_string(),
             &schedule(definition),
         ]);
+    }
+    for refused in &snapshot.refused {
+        if is_json(config) {
+            let object = json!({
+                "name": refused.job,
+                "file": refused.path.display().to_string(),
+                "refused": refused.reason,
+            });
+            print::json(&object.to_string())?;
+        }
     }
     if is_json(config) {
         return Ok(());
     }
     if snapshot.jobs.is_empty() {
         print::note("no job is deployed; copy modules (*.wasm) into the jobs folder");
-        return Ok(());
+    } else {
+        grid.print()?;
     }
-    grid.print()
+    if !snapshot.refused.is_empty() {
+        print::line("\nrefused:")?;
+        for refused in &snapshot.refused {
+            let file = refused.path.display().to_string();
+            print::line(&format!("  {}: {}", printable(&file), printable(&refused.reason)))?;
+        }
+    }
+    Ok(())
+}
+
+/// The database, where there is one already: to look at a folder makes none and needs none.
+async fn existing_store(config: &Config) -> Option<Store> {
+    let broker = config.chosen_broker.unwrap_or(BrokerKind::Local);
+    if config.database(broker).path().is_some_and(|path| !path.exists()) {
+        return None;
+    }
+    match open_store(config, broker).await {
+        Ok(store) => Some(store),
+        Err(error) => {
+            print::note(&format!(
+                "what workers serve is not known: {}",
+                printable(&format!("{error:#}"))
+            ));
+            None
+        }
+    }
 }
 
 fn merge(object: &mut serde_json::Value, extra: serde_json::Value) {

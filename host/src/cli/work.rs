@@ -4,13 +4,16 @@ use std::sync::Arc;
 
 use clap::Args;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::enqueue::check_queue;
 use super::{loader, migrate, open_broker, open_store};
 use crate::beater::{Beater, register};
-use crate::config::{BrokerKind, Config};
-use crate::registry::Registry;
+use crate::config::live::{Hangups, LiveConfig};
+use crate::config::{BrokerKind, Config, Flags};
+use crate::outage::{Backoff, Outage};
+use crate::registry::deploy::Deployer;
 use crate::sandbox::Sandbox;
 use crate::sender::Sender;
 use crate::store::Store;
@@ -32,7 +35,11 @@ pub(super) struct WorkerArguments {
     beater: bool,
 }
 
-pub(super) async fn worker(config: Arc<Config>, arguments: &WorkerArguments) -> anyhow::Result<()> {
+pub(super) async fn worker(
+    config: Arc<Config>,
+    flags: Flags,
+    arguments: &WorkerArguments,
+) -> anyhow::Result<()> {
     let queues = arguments.queues.clone();
     queues.iter().try_for_each(|queue| check_queue("QUEUE", queue))?;
     let kind = config.broker(&queues)?;
@@ -53,6 +60,8 @@ pub(super) async fn worker(config: Arc<Config>, arguments: &WorkerArguments) -> 
     raise_open_files();
     // Before anything is opened, so that no signal finds us without ears.
     let stopping = crate::shutdown::listen()?;
+    let hangups = Hangups::listen()?;
+    let live = Arc::new(LiveConfig::new(config.clone(), flags));
     let store = if config.migrate {
         let store = Store::open(&config.database(kind)).await?;
         migrate::bring_up(&store).await?;
@@ -61,19 +70,20 @@ pub(super) async fn worker(config: Arc<Config>, arguments: &WorkerArguments) -> 
         open_store(&config, kind).await?
     };
     let sandbox = Arc::new(Sandbox::new(config.concurrency)?);
-    let loader = loader(&config, &sandbox, true);
-    let registry = Arc::new(Registry::load(&loader, &config.jobs_dirs).await?);
+    let loader = loader(&config, &sandbox, true).with_live_config(live.clone());
+    let deployer = Deployer::start(loader, live.clone(), store.clone()).await?;
+    let registry = deployer.registry();
     if registry.snapshot().jobs.is_empty() {
         let folders: Vec<_> =
             config.jobs_dirs.iter().map(|folder| folder.display().to_string()).collect();
         warn!(
-            "no job is deployed in {}; messages go back with a growing delay",
+            "no job is deployed in {}; messages go back with a growing delay until one is",
             folders.join(", ")
         );
     }
     let broker = open_broker(&config, kind, &store).await?;
     let worker = Worker::new(
-        config.clone(),
+        live.clone(),
         broker.clone(),
         store.clone(),
         registry,
@@ -83,6 +93,11 @@ pub(super) async fn worker(config: Arc<Config>, arguments: &WorkerArguments) -> 
     )
     .await?;
     register::config(&store, &config, &queues).await?;
+    let following = [
+        tokio::spawn(follow_periodic(live.clone(), live.changes(), store.clone(), queues.clone())),
+        tokio::spawn(live.follow(hangups, stopping.clone())),
+        tokio::spawn(deployer.run(stopping.clone())),
+    ];
     let beater = arguments.beater.then(|| {
         let sender = Sender::new(store.clone(), broker.clone());
         tokio::spawn(Beater::new(store.clone(), sender, Vec::new(), stopping).run())
@@ -94,12 +109,32 @@ pub(super) async fn worker(config: Arc<Config>, arguments: &WorkerArguments) -> 
         broker.label()
     );
     worker.run().await;
+    following.iter().for_each(tokio::task::JoinHandle::abort);
     if let Some(beater) = beater {
         beater.await?;
     }
     store.close().await;
     info!("stopped");
     Ok(())
+}
+
+/// Brings the periodic entries of the configuration file to the database whenever it was read
+/// again.
+async fn follow_periodic(
+    live: Arc<LiveConfig>,
+    mut changes: watch::Receiver<()>,
+    store: Store,
+    queues: Vec<String>,
+) {
+    let outage = Outage::new("write the periodic entries of the configuration");
+    while changes.changed().await.is_ok() {
+        let mut backoff = Backoff::default();
+        while let Err(error) = register::config(&store, &live.load(), &queues).await {
+            outage.note(&error);
+            tokio::time::sleep(backoff.next()).await;
+        }
+        outage.over();
+    }
 }
 
 /// Takes as many open files as the system lets this process have: by default it is given 1,024,

@@ -1,10 +1,12 @@
 //! One typed [`Config`]: defaults < `sqjobs.toml` < `SQJOBS_*` < flags. Reports every fault at
 //! once.
 
+mod deploy;
 mod folders;
 pub mod granted;
 pub mod grants;
 pub mod limits;
+pub mod live;
 mod read;
 mod tables;
 
@@ -20,6 +22,8 @@ use crate::retry::RetryPolicy;
 use crate::sandbox::limits::Limits;
 use crate::store::Database;
 use crate::text::nearest;
+use deploy::deploy_settings;
+pub use deploy::{DeploySettings, Removal};
 use granted::OpenGrants;
 use grants::GrantSettings;
 use limits::LimitSettings;
@@ -153,6 +157,8 @@ pub struct Config {
     pub compile: CompileSettings,
     /// By queue name.
     pub queues: BTreeMap<String, QueueSettings>,
+    /// How module files are deployed.
+    pub deploy: DeploySettings,
     /// Periodic entries, by name.
     pub periodic: BTreeMap<String, Periodic>,
     database: DatabaseChoice,
@@ -161,14 +167,14 @@ pub struct Config {
     grants: OpenGrants,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum DatabaseChoice {
     Sqlite(PathBuf),
     Postgres { url: url::Url, schema: String },
 }
 
 /// The settings that have a flag, an environment variable and a key, with what each is for.
-const SETTINGS: [&str; 21] = [
+const SETTINGS: [&str; 22] = [
     "database",
     "database-password-file",
     "schema",
@@ -189,6 +195,7 @@ const SETTINGS: [&str; 21] = [
     "modules",
     "queues",
     "compile",
+    "deploy",
     "periodic",
 ];
 
@@ -264,6 +271,8 @@ impl Config {
             periodic.insert(name.clone(), periodic_entry(&name, &mut place));
             reader.faults.append(&mut place.faults);
         }
+        let (deploy, mut faults) = deploy_settings(&mut reader.table("deploy"));
+        reader.faults.append(&mut faults);
         let aws_endpoint = ["AWS_ENDPOINT_URL_SQS", "AWS_ENDPOINT_URL"]
             .into_iter()
             .find(|name| environment(name).is_some());
@@ -286,6 +295,7 @@ impl Config {
             modules: tables.modules,
             compile: compile_settings,
             queues,
+            deploy,
             periodic,
             database,
             aws_endpoint,

@@ -195,13 +195,7 @@ impl<'a> Reader<'a> {
         key: &'static str,
         choices: &[(&str, T)],
     ) -> Option<T> {
-        self.parse(key, |text| {
-            let chosen = choices.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
-            chosen.ok_or_else(|| {
-                let words: Vec<_> = choices.iter().map(|(word, _)| format!("`{word}`")).collect();
-                format!("expected {}, found `{text}`", words.join(" or "))
-            })
-        })
+        self.parse(key, |text| choice(text, choices))
     }
 
     pub(super) fn number(&mut self, key: &'static str, least: u64, most: u64) -> Option<u64> {
@@ -357,6 +351,10 @@ impl Place {
         self.parse(key, |text| number(text, least, most))
     }
 
+    pub(super) fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> Option<T> {
+        self.parse(key, |text| choice(text, choices))
+    }
+
     pub(super) fn duration(
         &mut self,
         key: &str,
@@ -435,6 +433,14 @@ fn scalar(value: &toml::Value) -> Option<String> {
         toml::Value::Boolean(is) => Some(is.to_string()),
         _ => None,
     }
+}
+
+fn choice<T: Copy>(text: &str, choices: &[(&str, T)]) -> Result<T, String> {
+    let chosen = choices.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
+    chosen.ok_or_else(|| {
+        let words: Vec<_> = choices.iter().map(|(word, _)| format!("`{word}`")).collect();
+        format!("expected {}, found `{text}`", words.join(" or "))
+    })
 }
 
 fn number(text: &str, least: u64, most: u64) -> Result<u64, String> {

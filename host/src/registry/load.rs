@@ -15,6 +15,7 @@ use super::definition::{Definition, DefinitionError};
 use super::measure;
 use crate::config::Config;
 use crate::config::granted::{ModuleSource, toml_key};
+use crate::config::live::LiveConfig;
 use crate::sandbox::{Prepared, Sandbox};
 use crate::store::claim::ModuleVersion;
 
@@ -45,6 +46,8 @@ pub enum LoadError {
     Read { path: PathBuf, source: std::io::Error },
     #[error("`{}` is not a regular file", path.display())]
     NotAFile { path: PathBuf },
+    #[error("`{}` is written to all the time; move a finished file into its place", path.display())]
+    Changing { path: PathBuf },
     #[error(
         "`{}` has {size} bytes, and a module may have {limit}; make it smaller, or raise `module-size` in [compile]",
         path.display()
@@ -130,8 +133,26 @@ pub struct Loader {
     sandbox: Arc<Sandbox>,
     cache: Cache,
     compiler: Arc<Compiler>,
-    config: Option<Arc<Config>>,
+    settings: Settings,
     takes_ungranted: bool,
+}
+
+/// Where grants, pins and caps come from.
+enum Settings {
+    Unknown,
+    Fixed(Arc<Config>),
+    /// Each load takes them as they are then.
+    Live(Arc<LiveConfig>),
+}
+
+impl Settings {
+    fn now(&self) -> Option<Arc<Config>> {
+        match self {
+            Self::Unknown => None,
+            Self::Fixed(config) => Some(config.clone()),
+            Self::Live(live) => Some(live.load()),
+        }
+    }
 }
 
 impl Loader {
@@ -140,13 +161,19 @@ impl Loader {
     #[must_use]
     pub fn new(sandbox: Arc<Sandbox>, cache: Cache) -> Self {
         let compiler = Arc::new(Compiler::in_process(CompileSettings::default()));
-        Self { sandbox, cache, compiler, config: None, takes_ungranted: false }
+        Self { sandbox, cache, compiler, settings: Settings::Unknown, takes_ungranted: false }
     }
 
     /// With the grants, pins and caps of this configuration.
     #[must_use]
     pub fn with_config(self, config: Arc<Config>) -> Self {
-        Self { config: Some(config), ..self }
+        Self { settings: Settings::Fixed(config), ..self }
+    }
+
+    /// With the grants, pins and caps of the settings as they are at each load.
+    #[must_use]
+    pub fn with_live_config(self, live: Arc<LiveConfig>) -> Self {
+        Self { settings: Settings::Live(live), ..self }
     }
 
     /// With another compiler.
@@ -166,19 +193,30 @@ impl Loader {
     /// # Errors
     /// It can't serve, and why.
     pub async fn load(&self, path: &Path) -> Result<Module, LoadError> {
+        self.load_in_place(path, path).await
+    }
+
+    /// Loads the bytes of `file` as the module of the file `path`: under its name, and what is
+    /// granted and pinned there.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub async fn load_in_place(&self, file: &Path, path: &Path) -> Result<Module, LoadError> {
+        let config = self.settings.now();
         let work = Work {
+            file: file.to_path_buf(),
             path: path.to_path_buf(),
             sandbox: self.sandbox.clone(),
             cache: self.cache.clone(),
             compiler: self.compiler.clone(),
-            config: self.config.clone(),
+            config: config.clone(),
             takes_ungranted: self.takes_ungranted,
         };
         let prepared =
             tokio::task::spawn_blocking(move || work.prepare()).await.unwrap_or_else(|error| {
                 Err(LoadError::NotAComponent { path: path.into(), reason: error.to_string() })
             })?;
-        let config = self.config.as_deref();
+        let config = config.as_deref();
         let limits = config.map(|config| config.module_limits(&module_name(path)));
         let described = self.sandbox.describe(&prepared.prepared, limits.unwrap_or_default()).await;
         let description =
@@ -199,13 +237,13 @@ impl Loader {
             jobs,
             prepared: prepared.prepared,
         };
-        self.check_jobs(&module)?;
+        self.check_jobs(config, &module)?;
         Ok(module)
     }
 
     /// Checks what could not be known before the module had told its jobs.
-    fn check_jobs(&self, module: &Module) -> Result<(), LoadError> {
-        let Some(config) = self.config.as_deref() else { return Ok(()) };
+    fn check_jobs(&self, config: Option<&Config>, module: &Module) -> Result<(), LoadError> {
+        let Some(config) = config else { return Ok(()) };
         let names: Vec<&str> = module.jobs.iter().map(|job| job.name.as_str()).collect();
         let is_granted =
             |import: &String| config.grants_import(module.source(), &names, import) == Some(true);
@@ -263,6 +301,9 @@ pub fn module_name(path: &Path) -> String {
 
 /// What one load needs on a thread that may block.
 struct Work {
+    /// What is read.
+    file: PathBuf,
+    /// What it is the module of.
     path: PathBuf,
     sandbox: Arc<Sandbox>,
     cache: Cache,
@@ -283,7 +324,7 @@ impl Work {
     /// What takes a processor for long: read, check, digest, compile, check the world.
     fn prepare(&self) -> Result<Compiled, LoadError> {
         let path = self.path.as_path();
-        let bytes = read(path, self.compiler.settings().module_bytes)?;
+        let bytes = read(&self.file, self.compiler.settings().module_bytes)?;
         self.check_form(&bytes)?;
         let digest = measure::digest(&bytes);
         self.check_pin(&digest)?;
@@ -392,7 +433,7 @@ pub fn is_offered(import: &str) -> bool {
 
 /// Reads a regular file of at most `limit` bytes. Nothing else is opened for reading: a FIFO
 /// would wait for a writer, and a device may do anything.
-fn read(path: &Path, limit: u64) -> Result<Vec<u8>, LoadError> {
+pub(super) fn read(path: &Path, limit: u64) -> Result<Vec<u8>, LoadError> {
     let failed = |source| LoadError::Read { path: path.into(), source };
     if !std::fs::metadata(path).map_err(failed)?.is_file() {
         return Err(LoadError::NotAFile { path: path.into() });
@@ -412,7 +453,12 @@ fn read(path: &Path, limit: u64) -> Result<Vec<u8>, LoadError> {
         return Err(too_large(found.len()));
     }
     let mut bytes = Vec::new();
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
+    (&file).take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
+    // A mix of two versions must not be taken for one.
+    let after = file.metadata().map_err(failed)?;
+    if (found.len(), found.modified().ok()) != (after.len(), after.modified().ok()) {
+        return Err(LoadError::Changing { path: path.into() });
+    }
     let size = bytes.len() as u64;
     if size > limit { Err(too_large(size)) } else { Ok(bytes) }
 }

@@ -30,6 +30,7 @@ pub mod door;
 pub mod enqueue;
 pub mod finish;
 pub(crate) mod group;
+pub mod kept;
 pub mod lost;
 pub mod migrate;
 pub mod modules;
@@ -38,6 +39,7 @@ pub mod outbox;
 pub mod park;
 pub mod periodic;
 pub mod read;
+pub mod versions;
 pub mod workers;
 
 use std::fmt::Write as _;

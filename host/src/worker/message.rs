@@ -9,7 +9,6 @@ use super::Shared;
 use super::lease::Lease;
 use super::process::Settled;
 use super::settle::Settler;
-use super::slots::Terms;
 use crate::broker::{Delivery, MAX_VISIBILITY_TIMEOUT_SECS, Queue};
 use crate::clock::Clock;
 use crate::failpoint;
@@ -39,11 +38,7 @@ pub(super) struct Polled {
     pub(super) address: String,
     /// Whether the worker polls no other.
     pub(super) is_only: bool,
-    /// What it may have of the worker's slots.
-    pub(super) terms: Terms,
     pub(super) settler: Settler,
-    /// Most bytes of malformed bodies that are kept.
-    pub(super) malformed_limit: u64,
     /// Notes when that space is full.
     pub(super) space_outage: Outage,
 }
@@ -138,6 +133,13 @@ impl Message<'_> {
         }
     }
 
+    /// Most bytes of malformed bodies that are kept of this queue.
+    fn malformed_limit(&self) -> u64 {
+        let config = self.worker.live.load();
+        let settings = config.queues.get(&self.polled.queue.name);
+        settings.and_then(|settings| settings.malformed_limit).unwrap_or(super::MALFORMED_LIMIT)
+    }
+
     /// What the dead list keeps of the message.
     pub(super) fn dead(&self, kind: DeadKind, job: Option<&Job>, reason: &str) -> DeadMessage {
         let delivery = &self.delivery;
@@ -173,7 +175,7 @@ impl Message<'_> {
         let store = &self.worker.store;
         // The row of an id that belongs to another job is not this message's.
         let job = job.filter(|_| kind != DeadKind::IdConflict);
-        let space = Some(self.polled.malformed_limit);
+        let space = Some(self.malformed_limit());
         failpoint::reach("putting-aside", job.map_or("", |job| &job.name));
         let put = || async { store.put_aside(&dead, job, space).await.map_err(Arc::new) };
         match self.persist(&lease, put).await {

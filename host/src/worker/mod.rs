@@ -19,8 +19,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use crate::beater::register;
 use crate::broker::{Broker, BrokerError, Queue};
 use crate::config::Config;
+use crate::config::live::LiveConfig;
 use crate::failpoint;
 use crate::outage::{Backoff, Outage};
 use crate::registry::Registry;
@@ -29,7 +31,6 @@ use crate::sender::Sender;
 use crate::store::claim::{Claim, ClaimRequest};
 use crate::store::finish::FinishRequest;
 use crate::store::group::Group;
-use crate::store::modules::DeployedJob;
 use crate::store::workers::WorkerRow;
 use crate::store::{Store, StoreError};
 use lease::Leases;
@@ -62,7 +63,9 @@ pub enum WorkerError {
 /// What all tasks of a worker share.
 pub(crate) struct Shared {
     pub(crate) id: String,
+    /// What needs a restart to change; all else is read from `live`.
     pub(crate) config: Arc<Config>,
+    pub(crate) live: Arc<LiveConfig>,
     pub(crate) broker: Arc<dyn Broker>,
     pub(crate) store: Store,
     pub(crate) registry: Arc<Registry>,
@@ -85,6 +88,8 @@ pub struct Worker {
     shared: Arc<Shared>,
     queues: Vec<Arc<Polled>>,
     row: WorkerRow,
+    /// The jobs whose periodic entries are in the database.
+    registered: Vec<(String, String)>,
 }
 
 impl Worker {
@@ -93,7 +98,7 @@ impl Worker {
     /// # Errors
     /// A queue or the database can't be used.
     pub async fn new(
-        config: Arc<Config>,
+        live: Arc<LiveConfig>,
         broker: Arc<dyn Broker>,
         store: Store,
         registry: Arc<Registry>,
@@ -101,14 +106,15 @@ impl Worker {
         queues: &[String],
         stopping: CancellationToken,
     ) -> Result<Self, WorkerError> {
-        let polled = look_up(&config, &broker, queues).await?;
+        let config = live.load();
+        let polled = look_up(&broker, queues).await?;
         let demands = demands(&registry, &config);
         for queue in &polled {
             for misfit in suits::misfits(&queue.queue, &demands) {
                 warn!(queue = %queue.queue.name, "queue `{}`: {misfit}", queue.queue.name);
             }
         }
-        let terms: Vec<Terms> = polled.iter().map(|queue| queue.terms).collect();
+        let terms: Vec<Terms> = polled.iter().map(|queue| terms(&config, queue)).collect();
         let id = uuid::Uuid::new_v4().to_string();
         let names: Vec<&str> = polled.iter().map(|queue| queue.queue.name.as_str()).collect();
         let row = WorkerRow {
@@ -119,8 +125,9 @@ impl Worker {
             lease: config.lease,
         };
         store.renew_worker(&row).await?;
-        store.register_jobs(&deployed(&registry, &config)).await?;
-        crate::beater::register::modules(&store, &id, &registry).await?;
+        store.register_jobs(&registry.snapshot().deployed_jobs(&config)).await?;
+        let registered = registry.serving_jobs();
+        register::modules(&store, &id, &registry).await?;
         let (claiming, finishing) = (store.clone(), store.clone());
         let shared = Shared {
             id,
@@ -139,23 +146,26 @@ impl Worker {
             slots: Slots::new(config.concurrency, &terms, config.strict),
             attempts: TaskTracker::new(),
             config,
+            live,
             broker,
             store,
             registry,
             sandbox,
             stopping,
         };
-        Ok(Self { shared: Arc::new(shared), queues: polled, row })
+        Ok(Self { shared: Arc::new(shared), queues: polled, row, registered })
     }
 
     /// Receives and runs jobs until it is told to stop, then drains: what runs gets the grace
     /// time, then it is stopped and given back, and does not count as an attempt.
     pub async fn run(self) {
-        let Self { shared, queues, row } = self;
+        let Self { shared, queues, row, registered } = self;
         let background = [
             tokio::spawn(shared.leases.clone().keep()),
             tokio::spawn(keep_row(shared.store.clone(), row.clone())),
             tokio::spawn(lost::sweep(shared.clone(), queues.clone())),
+            tokio::spawn(follow_terms(shared.clone(), queues.clone())),
+            tokio::spawn(follow_modules(shared.clone(), registered)),
         ];
         let stop_sending = CancellationToken::new();
         let sweep = tokio::spawn(shared.sender.clone().sweep_until(stop_sending.clone()));
@@ -193,7 +203,6 @@ impl Worker {
 /// Looks the queues up, in the order in which they were named; one that was named twice counts
 /// once.
 async fn look_up(
-    config: &Config,
     broker: &Arc<dyn Broker>,
     names: &[String],
 ) -> Result<Vec<Arc<Polled>>, WorkerError> {
@@ -206,15 +215,11 @@ async fn look_up(
     }
     let is_only = found.len() == 1;
     let polled = found.into_iter().enumerate().map(|(index, (queue, name))| {
-        let settings = config.queues.get(&queue.name).cloned().unwrap_or_default();
-        let limit = settings.concurrency.unwrap_or(config.concurrency).min(config.concurrency);
         Arc::new(Polled {
             index,
             address: name.clone(),
             is_only,
-            terms: Terms { weight: settings.weight.unwrap_or(1), limit },
             settler: Settler::start(broker, &queue),
-            malformed_limit: settings.malformed_limit.unwrap_or(MALFORMED_LIMIT),
             space_outage: Outage::new(&format!("put malformed messages of `{}` aside", queue.name)),
             queue,
         })
@@ -234,17 +239,49 @@ fn demands(registry: &Registry, config: &Config) -> Demands {
     })
 }
 
-/// What the registry serves, as the database keeps it.
-fn deployed(registry: &Registry, config: &Config) -> Vec<DeployedJob> {
-    let snapshot = registry.snapshot();
-    let jobs = snapshot.jobs.values().map(|served| DeployedJob {
-        name: served.definition.name.clone(),
-        module: served.module.version.clone(),
-        queue: served.definition.queue.clone(),
-        records_result: config.records(&served.definition),
-        description: served.definition.to_json().to_string(),
-    });
-    jobs.collect()
+/// What a queue may have of the slots, as the settings say it.
+fn terms(config: &Config, polled: &Polled) -> Terms {
+    let settings = config.queues.get(&polled.queue.name).cloned().unwrap_or_default();
+    let limit = settings.concurrency.unwrap_or(config.concurrency).min(config.concurrency);
+    Terms { weight: settings.weight.unwrap_or(1), limit }
+}
+
+/// Gives queues more or fewer slots whenever the settings change.
+async fn follow_terms(shared: Arc<Shared>, queues: Vec<Arc<Polled>>) {
+    let mut changes = shared.live.changes();
+    loop {
+        let config = shared.live.load();
+        for polled in &queues {
+            shared.slots.set_terms(polled.index, terms(&config, polled));
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Brings what modules say of periodic entries to the database after each swap.
+async fn follow_modules(shared: Arc<Shared>, mut known: Vec<(String, String)>) {
+    let mut changes = shared.registry.changes();
+    let outage = Outage::new("write what modules say of periodic jobs");
+    loop {
+        // What was refused changes nothing, however often it is written.
+        let serving = shared.registry.serving_jobs();
+        if known != serving {
+            let mut backoff = Backoff::default();
+            while let Err(error) =
+                register::modules(&shared.store, &shared.id, &shared.registry).await
+            {
+                outage.note(&error);
+                tokio::time::sleep(backoff.next()).await;
+            }
+            outage.over();
+            known = serving;
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Renews the worker's row, by which its claims live.

@@ -1,5 +1,6 @@
 //! Path 1, step 2: one message from receipt to settlement. The page to read first.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard};
@@ -9,6 +10,7 @@ use super::lease::Lease;
 use super::message::Message;
 use super::slots::Slot;
 use crate::clock::millis;
+use crate::config::Config;
 use crate::failpoint;
 use crate::metrics;
 use crate::outcome::Outcome;
@@ -46,7 +48,7 @@ pub(super) async fn process(held: Message<'_>, lease: Lease, slot: Slot) -> Sett
         Err(reason) => return held.put_aside(lease, DeadKind::Malformed, None, &reason).await,
     };
     failpoint::reach("decoded", &job.name);
-    let Some(served) = worker.registry.current(&job.name) else {
+    let Some(served) = worker.registry.choose(&job.name, &job.id) else {
         return held.give_back_unknown(lease, job).await;
     };
     let attempt = match held.begin(&lease, &job, &served).await {
@@ -56,8 +58,9 @@ pub(super) async fn process(held: Message<'_>, lease: Lease, slot: Slot) -> Sett
     };
 
     failpoint::reach("claimed", &job.name);
-    let call = held.call(&job, &served, attempt.begun.as_ref());
+    let call = held.call(&job, &served, &attempt);
     let execution = held.run(&lease, &served, &call, &attempt).await;
+    served.tally.note(&execution.outcome);
     if execution.outcome == Outcome::LeaseLost {
         warn!(job.id = %printable(&job.id), attempt = call.attempt, "job {} lost its lease; nothing of this attempt is stored", printable(&job.id));
         held.let_go(&job.id, &attempt.token).await;
@@ -112,6 +115,8 @@ pub(super) struct Attempt {
     pub(super) token: String,
     /// What the claim told; `None` for a job that needs no claim.
     pub(super) begun: Option<Begun>,
+    /// The settings that it began with: they hold to its end.
+    pub(super) config: Arc<Config>,
     _turn: Turn,
 }
 
@@ -138,14 +143,15 @@ impl Message<'_> {
             return self.not_begun(lease);
         };
         let token = uuid::Uuid::new_v4().to_string();
-        if !self.needs_claim(job, served) {
+        let config = self.worker.live.load();
+        if !self.needs_claim(&config, job, served) {
             let turn = Turn::Shared { _guard: guard };
-            return Beginning::Begun(Attempt { token, begun: None, _turn: turn });
+            return Beginning::Begun(Attempt { token, begun: None, config, _turn: turn });
         }
         match self.claim(lease, job, served, &token, false).await {
             Some(Claim::Begun(begun)) => {
                 let turn = Turn::Shared { _guard: guard };
-                Beginning::Begun(Attempt { token, begun: Some(begun), _turn: turn })
+                Beginning::Begun(Attempt { token, begun: Some(begun), config, _turn: turn })
             }
             Some(Claim::OnlyAlone) => {
                 drop(guard);
@@ -177,10 +183,11 @@ impl Message<'_> {
         let Some(guard) = self.unless_stopped(lease, turn).await else {
             return self.not_begun(lease);
         };
+        let config = self.worker.live.load();
         match self.claim(lease, job, served, &token, true).await {
             Some(Claim::Begun(begun)) => {
                 let turn = Turn::Alone { _guard: guard };
-                Beginning::Begun(Attempt { token, begun: Some(begun), _turn: turn })
+                Beginning::Begun(Attempt { token, begun: Some(begun), config, _turn: turn })
             }
             Some(claim) => Beginning::Refused(Refusal::Claim(claim)),
             None => {
@@ -234,8 +241,8 @@ impl Message<'_> {
 
     /// A job that records nothing has no row for a first attempt that succeeds; all others are
     /// claimed before they run. So is every job of a FIFO queue: its row tells its place.
-    fn needs_claim(&self, job: &Job, served: &Served) -> bool {
-        self.worker.config.records(&served.definition)
+    fn needs_claim(&self, config: &Config, job: &Job, served: &Served) -> bool {
+        config.records(&served.definition)
             || job.is_tracked
             || job.is_revived
             || self.delivery.receive_count > 1
@@ -267,8 +274,8 @@ impl Message<'_> {
         self.persist(lease, || claims.call(request.clone())).await
     }
 
-    fn call(&self, job: &Job, served: &Served, begun: Option<&Begun>) -> Call {
-        let config = &self.worker.config;
+    fn call(&self, job: &Job, served: &Served, attempt: &Attempt) -> Call {
+        let (config, begun) = (&attempt.config, attempt.begun.as_ref());
         Call {
             job_id: job.id.clone(),
             job: job.name.clone(),

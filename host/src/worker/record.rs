@@ -51,7 +51,7 @@ impl Message<'_> {
         is_parked: bool,
     ) -> FinishRequest {
         let outcome = &execution.outcome;
-        let records = self.worker.config.records(&served.definition);
+        let records = attempt.config.records(&served.definition);
         let failure = match outcome {
             Outcome::Failed(failure) => Some((
                 failure.stage.name().to_owned(),

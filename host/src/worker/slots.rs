@@ -115,7 +115,22 @@ impl Slots {
             }
             share.is_busy = is_busy;
         }
-        while !is_busy {
+        if !is_busy {
+            self.give_spare();
+        }
+    }
+
+    /// Changes what a queue may have. What it has beyond a lower limit it keeps until it is done.
+    pub(crate) fn set_terms(self: &Arc<Self>, queue: usize, terms: Terms) {
+        if let Some(share) = self.lock().shares.get_mut(queue) {
+            share.terms = terms;
+        }
+        self.give_spare();
+    }
+
+    /// Gives what nobody uses to those who wait and may have it by now.
+    fn give_spare(self: &Arc<Self>) {
+        loop {
             let Some(next) = self.lock().next_for_spare() else { return };
             let queue = next.queue;
             if let Err(slot) = next.door.send(self.slot(queue)) {
@@ -460,6 +475,39 @@ mod tests {
         assert!(first.is_some() && late.as_mut().now_or_never().is_none());
         slots.set_busy(0, false);
         assert!(late.as_mut().now_or_never().is_some(), "the first has no more");
+    }
+
+    #[test]
+    fn a_raised_limit_lets_in_who_waits_and_a_lowered_one_takes_no_slot_away() {
+        let terms = |limit| Terms { weight: 1, limit };
+        let slots = Slots::new(3, &[terms(1)], false);
+        let first = take(&slots, 0);
+        let mut waits = [0, 0].map(|queue| Box::pin(slots.take(queue, false)));
+        waits.iter_mut().for_each(|wait| assert!(wait.as_mut().now_or_never().is_none()));
+        slots.set_terms(0, terms(2));
+        let mut got = waits.iter_mut().filter_map(|wait| wait.as_mut().now_or_never());
+        let second = got.next();
+        assert!(second.is_some() && got.next().is_none());
+        slots.set_terms(0, terms(1));
+        drop(first);
+        assert!(take(&slots, 0).is_none(), "the second one is still at work");
+        drop(second);
+        assert!(waits.into_iter().any(|wait| wait.now_or_never().is_some()));
+    }
+
+    #[test]
+    fn a_raised_limit_takes_lent_slots_too() {
+        let terms = |limit| Terms { weight: 1, limit };
+        let slots = Slots::new(2, &[terms(1), terms(2)], false);
+        let lent = take(&slots, 1).map(Slot::lend);
+        let first = take(&slots, 0);
+        let mut wait = Box::pin(slots.take(0, false));
+        assert!(first.is_some() && wait.as_mut().now_or_never().is_none());
+        slots.set_terms(0, terms(2));
+        let second = wait.as_mut().now_or_never();
+        assert!(second.is_some());
+        drop((first, second, lent));
+        assert!(slots.is_idle_but_for(0), "none is lost");
     }
 
     #[test]

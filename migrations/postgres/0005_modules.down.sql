@@ -1,0 +1,4 @@
+DROP TABLE job_owners;
+DROP TABLE module_history;
+DROP TABLE module_versions;
+DROP TABLE modules;
