@@ -102,6 +102,7 @@ impl Eager {
             kwargs: job.kwargs.clone(),
             limits: self.config.limits(&served.definition),
             policy: self.config.policy(&served.definition),
+            unique: self.registry.snapshot().unique.clone(),
         };
         let execution =
             self.sandbox.execute(&served.module.prepared, &call, None, Watch::none()).await;

@@ -46,12 +46,16 @@ pub const POINTS: &[&str] = &[
     "interrupting",
     "drained",
     // The outbox.
+    "add-written",
     "outbox-added",
     "outbox-taken",
     "outbox-sending",
     "outbox-sent",
     "outbox-refused",
     "outbox-noted",
+    // The dead list, a batch at a time.
+    "retry-written",
+    "retried",
 ];
 
 static IS_ARMED: AtomicBool = AtomicBool::new(false);

@@ -12,13 +12,13 @@ use tracing::warn;
 use crate::broker::{
     Attributes, Broker, BrokerError, EntryError, MAX_BATCH, MAX_DELAY_SECS, OutgoingMessage, Queue,
 };
-use crate::clock::Clock;
 use crate::failpoint;
 use crate::outage::{Backoff, Outage};
 use crate::payload;
 use crate::store::dead::{DeadKind, DeadMessage};
 use crate::store::enqueue::{Enqueued, NewJob};
 use crate::store::outbox::OutboxRow;
+use crate::store::unique::UniqueRule;
 use crate::store::{Store, StoreError};
 use crate::text::printable;
 
@@ -56,6 +56,23 @@ impl Sender {
         let enqueued = self.store.enqueue_for_sweep(new).await?;
         self.wake();
         Ok(enqueued)
+    }
+
+    /// The job that holds a unique key now.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn key_holder(&self, key: &str) -> Result<Option<String>, StoreError> {
+        self.store.key_holder(key).await
+    }
+
+    /// Which calls of a job count as the same, as the workers that serve it know.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn described_unique(&self, job: &str) -> Result<Option<UniqueRule>, StoreError> {
+        let deployed = self.store.deployed_job(job).await?;
+        Ok(deployed.and_then(|job| UniqueRule::of_description(&job.description)))
     }
 
     /// Sends what is due, for ever.
@@ -140,7 +157,7 @@ impl Sender {
                     let wait_ms = (1000i64 << row.tries.clamp(0, 6)).min(60_000);
                     self.store.outbox_failed(row.id, &reason, wait_ms).await?;
                 }
-                Err(error) if row.body.is_some() => {
+                Err(error) if row.body.is_some() && row.aside.is_none() => {
                     // The job is in the dead list already; only its copy is given up.
                     warn!(queue, job.id = %printable(&row.job.id), "no copy of a dead job: {error}");
                     done.push(row.id);
@@ -176,8 +193,7 @@ impl Sender {
 
 /// A row as the message that it is sent as.
 fn message(row: &OutboxRow, queue: &Queue) -> OutgoingMessage {
-    let wait = row.not_before.since(Clock::system().now());
-    let delay_secs = u32::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(MAX_DELAY_SECS);
+    let delay_secs = u32::try_from(row.delay.as_millis().div_ceil(1000)).unwrap_or(MAX_DELAY_SECS);
     let group = match (&row.group, queue.is_fifo) {
         (Some(group), _) => Some(group.clone()),
         (None, true) => Some(row.job.id.clone()),
@@ -193,7 +209,7 @@ fn message(row: &OutboxRow, queue: &Queue) -> OutgoingMessage {
     }
 }
 
-/// Body and attributes of a row: a copy of a dead message goes exactly as that was.
+/// Body and attributes of a row: what is of the dead list goes exactly as it was.
 fn content(row: &OutboxRow) -> (String, Attributes) {
     match &row.body {
         Some(body) => (body.clone(), row.attributes.clone()),
@@ -204,7 +220,12 @@ fn content(row: &OutboxRow) -> (String, Attributes) {
 /// The deduplication id of a row: a repeated send of it keeps it, so that FIFO queues drop the
 /// second; a new send of the same job changes it, so that they don't.
 fn deduplication_id(row: &OutboxRow) -> String {
-    let kind = if row.body.is_some() { "dead" } else { "" };
+    let kind = match (&row.body, row.aside) {
+        (None, _) => String::new(),
+        (Some(_), None) => "dead".to_owned(),
+        // The row's own id: the entry may be sent again more than once.
+        (Some(_), Some(_)) => format!("again{}", row.id),
+    };
     payload::hex(&Sha256::digest(format!("{}#{}{kind}", row.job.id, row.send_number)))
 }
 
@@ -221,14 +242,19 @@ fn of_call(error: &BrokerError) -> EntryError {
 
 fn undeliverable(row: &OutboxRow, error: &EntryError) -> DeadMessage {
     let (body, attributes) = content(row);
+    let reason = match row.aside {
+        Some(_) => format!("it was sent again, and refused: {error}"),
+        None => error.to_string(),
+    };
+    let is_job = row.aside.is_none_or(DeadKind::is_of_job);
     DeadMessage {
         id: row.job.id.clone(),
-        kind: DeadKind::Undeliverable,
+        kind: row.aside.unwrap_or(DeadKind::Undeliverable),
         queue: row.queue.clone(),
-        job: Some(row.job.name.clone()),
-        job_id: Some(row.job.id.clone()),
+        job: Some(row.job.name.clone()).filter(|name| !name.is_empty()),
+        job_id: Some(row.job.id.clone()).filter(|_| is_job),
         message_id: None,
-        reason: error.to_string(),
+        reason,
         body,
         attributes: serde_json::to_string(&attributes).unwrap_or_default(),
         group: row.group.clone(),
@@ -238,7 +264,6 @@ fn undeliverable(row: &OutboxRow, error: &EntryError) -> DeadMessage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Timestamp;
     use crate::payload::Job;
 
     fn row(id: &str, send_number: i64, body: Option<&str>) -> OutboxRow {
@@ -255,10 +280,11 @@ mod tests {
             },
             queue: "q.fifo".into(),
             group: None,
-            not_before: Timestamp(0),
+            delay: Duration::ZERO,
             send_number,
             attributes: Attributes::new(),
             body: body.map(str::to_owned),
+            aside: None,
             tries: 0,
         }
     }
@@ -270,5 +296,15 @@ mod tests {
         assert_ne!(id(1), id(2));
         assert_ne!(id(1), deduplication_id(&row("a", 1, Some("body"))));
         assert_eq!(id(1).len(), 64);
+    }
+
+    #[test]
+    fn an_entry_that_is_refused_when_it_is_sent_again_keeps_its_kind() {
+        let malformed =
+            OutboxRow { aside: Some(DeadKind::Malformed), ..row("a", 1, Some("no job")) };
+        let dead = undeliverable(&malformed, &EntryError::Refused("too large".into()));
+        assert_eq!((dead.kind, dead.body.as_str()), (DeadKind::Malformed, "no job"));
+        assert_eq!(dead.job_id, None, "no job's row fails for it");
+        assert_ne!(deduplication_id(&malformed), deduplication_id(&row("a", 1, Some("no job"))));
     }
 }

@@ -35,6 +35,7 @@ pub(crate) fn attempt(module: &str, count: usize) {
             kwargs: "{}".into(),
             limits: Limits::default(),
             policy: RetryPolicy::default(),
+            unique: Arc::default(),
         };
         let mut times = Vec::with_capacity(count);
         for turn in 0..count + count / 10 {

@@ -15,6 +15,7 @@ use arc_swap::ArcSwap;
 use tracing::{info, warn};
 
 use crate::outage::chain;
+use crate::store::unique::UniqueRules;
 use crate::text::printable;
 use definition::Definition;
 use load::{Loader, Module};
@@ -48,6 +49,8 @@ pub struct Snapshot {
     pub modules: Vec<Arc<Module>>,
     /// What does not serve, and why.
     pub refused: Vec<Refused>,
+    /// Which calls of each job count as the same.
+    pub unique: Arc<UniqueRules>,
 }
 
 /// The modules of a host.
@@ -175,6 +178,8 @@ impl Snapshot {
                 self.refused.push(Refused { path: module.path.clone(), job, reason });
                 continue;
             }
+            let rule = (definition.name.clone(), definition.unique.clone());
+            Arc::make_mut(&mut self.unique).extend([rule]);
             let served = Served { module: module.clone(), definition: definition.clone() };
             self.jobs.insert(definition.name.clone(), served);
         }

@@ -14,6 +14,7 @@ use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use super::limits::{Limits, MemoryMeter};
 use crate::sender::Sender;
 use crate::store::enqueue::NewJob;
+use crate::store::unique::UniqueRules;
 use crate::text::printable;
 
 /// How far an attempt is: the share done, and what goes on.
@@ -53,8 +54,9 @@ pub struct AttemptContext {
     pub(super) adds: usize,
     /// Where jobs go that are to be sent at once; eager runs have none.
     pub(super) outlet: Option<Sender>,
+    /// Which calls of the deployed jobs count as the same.
+    pub(super) unique: Arc<UniqueRules>,
     pub(super) limits: Limits,
-    pub(super) max_generation: u32,
     wasi: WasiCtx,
     table: ResourceTable,
 }
@@ -85,8 +87,8 @@ impl AttemptContext {
             added: Vec::new(),
             adds: 0,
             outlet: None,
+            unique: Arc::default(),
             limits,
-            max_generation: 16,
             wasi,
             table,
         }

@@ -17,6 +17,8 @@ pub struct Limits {
     pub log_bytes: usize,
     /// Jobs that the attempt may add.
     pub added_jobs: usize,
+    /// How many generations of added jobs a job that nobody's job added may lead to.
+    pub generations: u32,
 }
 
 impl Default for Limits {
@@ -27,6 +29,7 @@ impl Default for Limits {
             result_bytes: 1 << 20,
             log_bytes: 64 << 10,
             added_jobs: 1000,
+            generations: 16,
         }
     }
 }

@@ -284,6 +284,7 @@ impl Message<'_> {
             kwargs: job.kwargs.clone(),
             limits: config.limits(&served.definition),
             policy: config.policy(&served.definition),
+            unique: self.worker.registry.snapshot().unique.clone(),
         }
     }
 
