@@ -9,6 +9,7 @@ mod new;
 mod print;
 mod results;
 mod run;
+mod time;
 mod work;
 
 use std::collections::BTreeMap;
@@ -162,6 +163,8 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
                 flags.values.insert(name, vec!["true".into()]);
             }
         }
+        let generations = worker.max_generations.clone();
+        flags.values.extend(generations.map(|number| ("max-generations", vec![number])));
     }
     let config = Arc::new(Config::load(&flags)?);
     let level = match (&arguments.command, config.log_level) {

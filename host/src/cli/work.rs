@@ -26,6 +26,9 @@ pub(super) struct WorkerArguments {
     /// Serve the queues in the order given: a later one only while the earlier ones are empty
     #[arg(long)]
     pub(super) strict: bool,
+    /// How many generations of added jobs a job may lead to [default: 16]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub(super) max_generations: Option<String>,
 }
 
 pub(super) async fn worker(config: Arc<Config>, arguments: &WorkerArguments) -> anyhow::Result<()> {

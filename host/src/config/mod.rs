@@ -25,6 +25,9 @@ const DATABASE_FILE: &str = "sqjobs.db";
 /// Most attempts of one process at once. Each reserves 16 GiB of address space, and a process
 /// has 128 TiB of it.
 const MAX_CONCURRENCY: u64 = 4000;
+/// Most generations of added jobs that may be allowed. Each is an attempt; what needs more is a
+/// loop, or a periodic job.
+const MAX_GENERATIONS: u32 = 1_000_000;
 
 /// Everything that is wrong with the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -112,6 +115,8 @@ pub struct Config {
     pub strict: bool,
     /// How long running attempts have when the worker is told to stop.
     pub grace: Duration,
+    /// How many generations of added jobs a job may lead to.
+    pub max_generations: u32,
     /// Whether the worker brings a PostgreSQL schema to its version by itself.
     pub migrate: bool,
     /// How data is printed.
@@ -137,7 +142,7 @@ enum DatabaseChoice {
 }
 
 /// The settings that have a flag, an environment variable and a key, with what each is for.
-const SETTINGS: [&str; 17] = [
+const SETTINGS: [&str; 18] = [
     "database",
     "database-password-file",
     "schema",
@@ -148,6 +153,7 @@ const SETTINGS: [&str; 17] = [
     "lease",
     "grace",
     "strict",
+    "max-generations",
     "migrate",
     "output",
     "log-format",
@@ -211,6 +217,7 @@ impl Config {
         let lease = reader.duration("lease", Duration::from_secs(5), most_lease);
         let grace = reader.duration("grace", Duration::ZERO, most_lease);
         let strict = reader.boolean("strict");
+        let max_generations = reader.number("max-generations", 0, u64::from(MAX_GENERATIONS));
         let migrate = reader.boolean("migrate");
         let defaults = job_settings(&mut reader.table("defaults"), false);
         let mut jobs = BTreeMap::new();
@@ -238,6 +245,9 @@ impl Config {
             lease: lease.unwrap_or(Duration::from_secs(30)),
             grace: grace.unwrap_or(Duration::from_secs(25)),
             strict: strict.unwrap_or(false),
+            max_generations: max_generations
+                .and_then(|number| u32::try_from(number).ok())
+                .unwrap_or(Limits::default().generations),
             migrate: migrate.unwrap_or(false),
             output: output.unwrap_or(Output::Text),
             log_format: log_format.unwrap_or(LogFormat::Text),
@@ -324,6 +334,7 @@ impl Config {
                 .and_then(|settings| settings.memory)
                 .or(self.defaults.memory)
                 .unwrap_or(default.memory_bytes),
+            generations: self.max_generations,
             ..default
         }
     }
