@@ -32,10 +32,13 @@ macro_rules! on_every_pair {
 }
 
 mod broker_contract;
+mod children;
 mod cli;
 mod config;
 mod crash;
 mod database_outages;
+mod dead;
+mod delays;
 mod fifo;
 mod leases;
 mod lifecycle;
@@ -50,3 +53,4 @@ mod output;
 mod shutdown;
 mod slots;
 mod store_contract;
+mod unique;
