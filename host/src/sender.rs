@@ -246,7 +246,8 @@ fn undeliverable(row: &OutboxRow, error: &EntryError) -> DeadMessage {
         Some(_) => format!("it was sent again, and refused: {error}"),
         None => error.to_string(),
     };
-    let is_job = row.aside.is_none_or(DeadKind::is_of_job);
+    // The row of an unknown job's id may be another's: it must not fail for this message.
+    let is_job = row.aside.is_none_or(|kind| kind.is_of_job() && kind != DeadKind::UnknownJob);
     DeadMessage {
         id: row.job.id.clone(),
         kind: row.aside.unwrap_or(DeadKind::Undeliverable),

@@ -772,6 +772,21 @@ on_every_database! {
         assert_eq!((batch.entries, batch.sent), (0, 0));
     }
 
+    async fn a_message_under_a_failed_jobs_id_is_not_sent_again_as_that_job(store) {
+        let job = job("a");
+        let _ = begin(&store, &job, "t").await;
+        let failed = Ending::Failure(Box::new(DeadMessage { id: "other".into(), ..dead("a") }));
+        assert!(end(&store, finish(&job, "t", 1, failed)).await);
+        let unknown = DeadMessage { kind: DeadKind::UnknownJob, ..dead("a") };
+        let of_other = Job { name: "nobody".into(), ..job };
+        assert!(store.put_aside(&unknown, Some(&of_other), None).await.unwrap());
+        let only = DeadFilter { kind: Some("unknown-job".into()), ..DeadFilter::default() };
+        assert_eq!(store.retry_dead(&only, None).await.unwrap().sent, 1);
+        let rows = store.take_outbox(10, 0).await.unwrap();
+        assert_eq!(rows[0].body.as_deref(), Some("body \0 as it was"));
+        assert_eq!(store.status("a").await.unwrap().unwrap().status, "FAILURE");
+    }
+
     async fn progress_is_written_by_the_owner_only(store) {
         let job = job("a");
         let _ = begin(&store, &job, "t").await;

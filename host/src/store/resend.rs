@@ -39,7 +39,8 @@ struct Taken {
     queue: String,
     body_bytes: i64,
     received_at: i64,
-    /// Whether its job has a row, and the entry is that job's.
+    /// Whether its job has a row, and the entry is that job's. Of a message that no module was
+    /// there for it is only known to be when its row has failed with it.
     has_job: bool,
     /// Whether that row still holds the arguments.
     has_arguments: bool,
@@ -151,7 +152,9 @@ impl Store {
         };
         let statement = format!(
             "SELECT d.id, d.kind, d.queue, d.body_bytes, d.received_at, \
-             CAST(CASE WHEN d.job_id = d.id AND j.id IS NOT NULL THEN 1 ELSE 0 END AS bigint) AS is_own, \
+             CAST(CASE WHEN d.job_id = d.id AND j.id IS NOT NULL \
+             AND (d.kind <> 'unknown-job' OR j.error_kind = 'unknown-job') \
+             THEN 1 ELSE 0 END AS bigint) AS is_own, \
              CAST(CASE WHEN j.args IS NULL OR j.kwargs IS NULL THEN 0 ELSE 1 END AS bigint) AS has_arguments \
              FROM {{p}}dead d LEFT JOIN {{p}}jobs j ON j.id = d.id WHERE {conditions} \
              ORDER BY d.received_at, d.id LIMIT {BATCH} {lock}"
