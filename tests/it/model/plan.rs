@@ -134,7 +134,7 @@ impl Planned {
         let hour = Duration::from_secs(3600);
         match self.kind {
             Kind::Added => vec![request(&self.id)],
-            Kind::Delayed if self.ms % 2 == 0 => {
+            Kind::Delayed if self.ms.is_multiple_of(2) => {
                 vec![request(&self.id).delay(Duration::from_secs(1))]
             }
             Kind::Delayed => vec![request(&self.id).delay(hour)],
