@@ -103,6 +103,7 @@ impl Eager {
             limits: self.config.limits(&served.module.version.name, &served.definition),
             grants: self.config.grants(served.module.source(), &job.name),
             policy: self.config.policy(&served.definition),
+            unique: self.registry.snapshot().unique.clone(),
         };
         let execution =
             self.sandbox.execute(&served.module.prepared, &call, None, Watch::none()).await;

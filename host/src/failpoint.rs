@@ -46,12 +46,16 @@ pub const POINTS: &[&str] = &[
     "interrupting",
     "drained",
     // The outbox.
+    "add-written",
     "outbox-added",
     "outbox-taken",
     "outbox-sending",
     "outbox-sent",
     "outbox-refused",
     "outbox-noted",
+    // The dead list, a batch at a time.
+    "retry-written",
+    "retried",
 ];
 
 /// The points of a beater's claim, one after the other; it runs in no worker's path.

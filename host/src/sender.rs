@@ -14,13 +14,13 @@ use crate::broker::{
     Attributes, Broker, BrokerError, EntryError, EntryResults, MAX_BATCH, MAX_DELAY_SECS,
     OutgoingMessage, Queue, is_message_group, message_bytes,
 };
-use crate::clock::Clock;
 use crate::failpoint;
 use crate::outage::{Backoff, Outage, chain};
 use crate::payload;
 use crate::store::dead::{DeadKind, DeadMessage};
 use crate::store::enqueue::{Enqueued, NewJob};
 use crate::store::outbox::OutboxRow;
+use crate::store::unique::UniqueRule;
 use crate::store::{Store, StoreError};
 use crate::text::printable;
 
@@ -58,6 +58,23 @@ impl Sender {
         let enqueued = self.store.enqueue_for_sweep(new).await?;
         self.wake();
         Ok(enqueued)
+    }
+
+    /// The job that holds a unique key now.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn key_holder(&self, key: &str) -> Result<Option<String>, StoreError> {
+        self.store.key_holder(key).await
+    }
+
+    /// Which calls of a job count as the same, as the workers that serve it know.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn described_unique(&self, job: &str) -> Result<Option<UniqueRule>, StoreError> {
+        let deployed = self.store.deployed_job(job).await?;
+        Ok(deployed.and_then(|job| UniqueRule::of_description(&job.description)))
     }
 
     /// Sends what is due until told to stop; then once more, what the last attempts have left.
@@ -157,7 +174,7 @@ impl Sender {
                     let wait_ms = (1000i64 << row.tries.clamp(0, 6)).min(60_000);
                     self.store.outbox_failed(row.id, &reason, wait_ms).await?;
                 }
-                Err(error) if row.body.is_some() => {
+                Err(error) if row.body.is_some() && row.aside.is_none() => {
                     // The job is in the dead list already; only its copy is given up.
                     warn!(queue, job.id = %printable(&row.job.id), "no copy of a dead job: {error}");
                     done.push(row.id);
@@ -214,8 +231,7 @@ impl Sender {
 
 /// A row as the message that it is sent as.
 fn message(row: &OutboxRow, queue: &Queue) -> OutgoingMessage {
-    let wait = row.not_before.since(Clock::system().now());
-    let delay_secs = u32::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(MAX_DELAY_SECS);
+    let delay_secs = u32::try_from(row.delay.as_millis().div_ceil(1000)).unwrap_or(MAX_DELAY_SECS);
     let group = match (&row.group, queue.is_fifo) {
         (Some(group), _) => Some(group.clone()),
         // Each job without a group is a group of its own. Ids may hold what groups may not.
@@ -237,7 +253,7 @@ fn message(row: &OutboxRow, queue: &Queue) -> OutgoingMessage {
     }
 }
 
-/// Body and attributes of a row: a copy of a dead message goes exactly as that was.
+/// Body and attributes of a row: what is of the dead list goes exactly as it was.
 fn content(row: &OutboxRow) -> (String, Attributes) {
     match &row.body {
         Some(body) => (body.clone(), row.attributes.clone()),
@@ -265,14 +281,20 @@ fn of_call(error: &BrokerError) -> EntryError {
 
 fn undeliverable(row: &OutboxRow, error: &EntryError) -> DeadMessage {
     let (body, attributes) = content(row);
+    let reason = match row.aside {
+        Some(_) => format!("it was sent again, and refused: {error}"),
+        None => error.to_string(),
+    };
+    // The row of an unknown job's id may be another's: it must not fail for this message.
+    let is_job = row.aside.is_none_or(|kind| kind.is_of_job() && kind != DeadKind::UnknownJob);
     DeadMessage {
         id: row.job.id.clone(),
-        kind: DeadKind::Undeliverable,
+        kind: row.aside.unwrap_or(DeadKind::Undeliverable),
         queue: row.queue.clone(),
-        job: Some(row.job.name.clone()),
-        job_id: Some(row.job.id.clone()),
+        job: Some(row.job.name.clone()).filter(|name| !name.is_empty()),
+        job_id: Some(row.job.id.clone()).filter(|_| is_job),
         message_id: None,
-        reason: error.to_string(),
+        reason,
         body,
         attributes: serde_json::to_string(&attributes).unwrap_or_default(),
         group: row.group.clone(),
@@ -282,7 +304,6 @@ fn undeliverable(row: &OutboxRow, error: &EntryError) -> DeadMessage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Timestamp;
     use crate::payload::Job;
 
     fn row(id: i64, job_id: &str) -> OutboxRow {
@@ -299,10 +320,11 @@ mod tests {
             },
             queue: "q.fifo".into(),
             group: None,
-            not_before: Timestamp(0),
+            delay: Duration::ZERO,
             send_number: 1,
             attributes: Attributes::new(),
             body: None,
+            aside: None,
             tries: 0,
         }
     }
@@ -334,5 +356,17 @@ mod tests {
         assert!(body.starts_with('{'), "{body}");
         let read = payload::decode(&body, &Attributes::new(), "m").expect("well formed");
         assert_eq!((read.id, read.args), (row.job.id, row.job.args));
+    }
+
+    #[test]
+    fn an_entry_that_is_refused_when_it_is_sent_again_keeps_its_kind() {
+        let malformed = OutboxRow {
+            aside: Some(DeadKind::Malformed),
+            body: Some("no job".into()),
+            ..row(1, "a")
+        };
+        let dead = undeliverable(&malformed, &EntryError::Refused("too large".into()));
+        assert_eq!((dead.kind, dead.body.as_str()), (DeadKind::Malformed, "no job"));
+        assert_eq!(dead.job_id, None, "no job's row fails for it");
     }
 }

@@ -76,19 +76,21 @@ impl NewJob {
         self
     }
 
-    /// Wait before it may run.
+    /// Wait before it may run; ten years at most.
     pub fn delay(mut self, delay: Duration) -> Self {
         self.delay = Some(delay);
         self
     }
 
-    /// Key under which only one job may wait or run; 1 to 256 bytes.
+    /// Key under which only one job may wait or run, of whatever name; 1 to 256 bytes. While
+    /// another job holds it, [`add_job`] adds nothing and returns that one's id.
     pub fn unique_key(mut self, key: impl Into<String>) -> Self {
         self.unique_key = Some(key.into());
         self
     }
 
-    /// How long the key is held after the adding, even when the job has finished.
+    /// How long the key is held after the adding, even when the job has finished; without, until
+    /// it has finished. Wants a [`Self::unique_key`].
     pub fn unique_for(mut self, window: Duration) -> Self {
         self.unique_for = Some(window);
         self

@@ -36,6 +36,7 @@ pub(crate) fn attempt(module: &str, count: usize) {
             limits: Limits::default(),
             grants: Arc::default(),
             policy: RetryPolicy::default(),
+            unique: Arc::default(),
         };
         let mut times = Vec::with_capacity(count);
         for turn in 0..count + count / 10 {

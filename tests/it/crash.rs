@@ -38,6 +38,12 @@ enum Story {
     Child,
     /// `add` dies on its way.
     Add,
+    /// A job was added with a delay that only the database can wait for.
+    Delayed,
+    /// `add` dies on its way with a unique key, and another add of the key comes.
+    Unique,
+    /// A dead job is sent again by a command that dies, then by another.
+    Again,
     /// The outbox holds a row for a queue that there can't be.
     Undeliverable,
 }
@@ -98,6 +104,20 @@ const KILLS: &[Kill] = &[
     kill("outbox-sending", Story::Add, 1),
     kill("outbox-sent", Story::Add, 1),
     kill("outbox-noted", Story::Add, 1),
+    kill("outbox-added", Story::Delayed, 1),
+    kill("outbox-taken", Story::Delayed, 1),
+    kill("outbox-sending", Story::Delayed, 1),
+    kill("outbox-sent", Story::Delayed, 1),
+    kill("outbox-noted", Story::Delayed, 1),
+    kill("add-written", Story::Unique, 1),
+    kill("outbox-added", Story::Unique, 1),
+    kill("outbox-sending", Story::Unique, 1),
+    kill("outbox-sent", Story::Unique, 1),
+    kill("outbox-noted", Story::Unique, 1),
+    kill("retry-written", Story::Again, 1),
+    kill("retried", Story::Again, 1),
+    kill("outbox-sent", Story::Again, 1),
+    kill("outbox-noted", Story::Again, 1),
     kill("outbox-refused", Story::Undeliverable, 0),
 ];
 
@@ -209,11 +229,39 @@ impl Kill {
             Story::Drain => send(setup, VICTIM, "effect", r#"{"ms": 3000}"#),
             Story::Child => drop(setup.add(&["add_children", "1", "--kwarg", "name=effect"])),
             Story::Add => {
-                add_killed_at(setup, self.point);
+                killed_at(setup, self.point, &add(setup, &[]));
                 return Vec::new();
             }
+            Story::Unique => {
+                let key = ["--unique-key", "k", "--unique-for", "1h"];
+                killed_at(setup, self.point, &add(setup, &key));
+                // Of the first one it returns the id, or it adds the first one that there is.
+                assert_eq!(setup.run(&add(setup, &key)).ok().line(), VICTIM);
+                let other = [&["add", "--queue", &setup.queue, "effect"], &key[..]].concat();
+                assert_eq!(setup.run(&other).ok().line(), VICTIM);
+                return Vec::new();
+            }
+            Story::Delayed if self.point == "outbox-added" => {
+                killed_at(setup, self.point, &add(setup, &["--delay", "90d"]));
+                return Vec::new();
+            }
+            Story::Delayed => {
+                let _ = setup.run(&add(setup, &["--delay", "90d"])).ok();
+                make_due(setup);
+            }
+            Story::Again => {
+                give_up(setup);
+                let retry = ["dead", "retry", VICTIM].map(str::to_owned);
+                if ["retry-written", "retried"].contains(&self.point) {
+                    killed_at(setup, self.point, &retry);
+                    let again = setup.run(&retry);
+                    assert_eq!(again.code, Some(i32::from(self.point == "retried")), "{again}");
+                    return Vec::new();
+                }
+                let _ = setup.run(&retry).ok();
+            }
             Story::Undeliverable => {
-                add_killed_at(setup, "outbox-added");
+                killed_at(setup, "outbox-added", &add(setup, &[]));
                 setup.execute(
                     &setup.named("UPDATE {outbox} SET queue = 'no queue', taken_until = 0"),
                 );
@@ -273,10 +321,27 @@ fn send(setup: &Setup, id: &str, name: &str, kwargs: &str) {
     setup.send_body(&format!(r#"{{"id": "{id}", "name": "{name}", "kwargs": {kwargs}}}"#));
 }
 
-/// Adds the watched job by a process that dies at the point.
-fn add_killed_at(setup: &Setup, point: &str) {
-    let mut command =
-        setup.project.command(&["add", "--queue", &setup.queue, "--id", VICTIM, "effect"]);
+/// The command that adds the watched job, with these arguments besides.
+fn add(setup: &Setup, more: &[&str]) -> Vec<String> {
+    let args = ["add", "--queue", &setup.queue, "--id", VICTIM, "effect"];
+    args.iter().chain(more).map(|&arg| arg.to_owned()).collect()
+}
+
+/// Has the watched job fail for good, with no worker left.
+fn give_up(setup: &Setup) {
+    let settings = "[defaults]\nmax-attempts = 1\ninitial-backoff = \"100ms\"\n";
+    setup.project.write("sqjobs.toml", settings);
+    send(setup, VICTIM, "effect", r#"{"fail_before": 2}"#);
+    let mut worker = setup.worker(&SHORT);
+    let _ = setup.wait_for_dead(1);
+    setup.wait_until_drained();
+    assert_eq!(worker.terminate(), Some(0), "{}", worker.shown());
+}
+
+/// Runs a command that dies at the point.
+fn killed_at(setup: &Setup, point: &str, args: &[String]) {
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let mut command = setup.project.command(&args);
     command.env(sqjobs::failpoint::VARIABLE, format!("{point}=kill"));
     let output = support::Output::of(command);
     assert_eq!(output.code, None, "{output}");

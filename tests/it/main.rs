@@ -33,10 +33,13 @@ macro_rules! on_every_pair {
 
 mod beater;
 mod broker_contract;
+mod children;
 mod cli;
 mod config;
 mod crash;
 mod database_outages;
+mod dead;
+mod delays;
 mod dev;
 mod fifo;
 mod grants;
@@ -63,4 +66,5 @@ mod shutdown;
 mod slots;
 mod store_contract;
 mod swaps;
+mod unique;
 mod versions;

@@ -12,6 +12,7 @@ use sqjobs::store::finish::{Ending, FinishRequest};
 use sqjobs::store::lost::LostFilter;
 use sqjobs::store::park::ParkRequest;
 use sqjobs::store::read::JobFilter;
+use sqjobs::store::unique::UniqueRule;
 use sqjobs::store::workers::WorkerRow;
 use sqjobs::store::{Database, Store, StoreError};
 use support::servers::{self, RUNTIME};
@@ -141,6 +142,7 @@ fn new_job() -> NewJob {
         not_before: None,
         parent_id: None,
         generation: 0,
+        unique: None,
     }
 }
 
@@ -353,7 +355,7 @@ on_every_database! {
         assert!(store.put_aside(&dead("a"), None, None).await.unwrap());
         let mut count = 0;
         store
-            .each_dead(&DeadFilter::default(), |_| {
+            .each_dead(&DeadFilter::default(), None, |_| {
                 count += 1;
                 Ok::<(), StoreError>(())
             })
@@ -405,6 +407,7 @@ on_every_database! {
             not_before: None,
             parent_id: Some("parent".into()),
             generation: 1,
+            unique: None,
         };
         let with_child = |token| FinishRequest {
             children: vec![new.clone()],
@@ -429,6 +432,7 @@ on_every_database! {
             not_before: None,
             parent_id: None,
             generation: 0,
+            unique: None,
         };
         let Enqueued::Added { outbox_id, .. } = store.enqueue(&new).await.unwrap() else { panic!() };
         assert_eq!(store.enqueue(&new).await.unwrap(), Enqueued::Existing);
@@ -455,6 +459,7 @@ on_every_database! {
             not_before: None,
             parent_id: None,
             generation: 0,
+            unique: None,
         };
         let Enqueued::Added { outbox_id, .. } = store.enqueue(&new).await.unwrap() else { panic!() };
         let undeliverable = DeadMessage { kind: DeadKind::Undeliverable, ..dead("a") };
@@ -698,8 +703,88 @@ on_every_database! {
             kinds.push((entry.kind, entry.job_id));
             Ok::<(), StoreError>(())
         };
-        store.each_dead(&DeadFilter::default(), each).await.unwrap();
+        store.each_dead(&DeadFilter::default(), None, each).await.unwrap();
         assert_eq!(kinds, [("id-conflict".to_owned(), Some("taken".to_owned()))]);
+    }
+
+    async fn a_key_is_free_once_its_job_is_done_and_its_window_has_ended(store) {
+        let rule = |secs| UniqueRule::named("k", Duration::from_secs(secs)).unwrap();
+        let new = |id: &str, secs| NewJob { job: job(id), unique: Some(rule(secs)), ..new_job() };
+        let held = |id: &str| Enqueued::Held(id.to_owned());
+        assert!(matches!(store.enqueue(&new("a", 0)).await.unwrap(), Enqueued::Added { .. }));
+        assert_eq!(store.enqueue(&new("a", 0)).await.unwrap(), Enqueued::Existing);
+        assert_eq!(store.enqueue(&new("b", 0)).await.unwrap(), held("a"));
+        let _ = begin(&store, &job("a"), "t").await;
+        assert_eq!(store.enqueue(&new("b", 0)).await.unwrap(), held("a"), "it runs");
+        assert!(end(&store, finish(&job("a"), "t", 1, Ending::Success)).await);
+        assert_eq!(store.key_holder("key:k").await.unwrap(), None);
+        assert_eq!(store.enqueue(&new("a", 3600)).await.unwrap(), Enqueued::Existing, "takes no key");
+        assert!(matches!(store.enqueue(&new("b", 3600)).await.unwrap(), Enqueued::Added { .. }));
+        let _ = begin(&store, &job("b"), "t2").await;
+        assert!(end(&store, finish(&job("b"), "t2", 1, Ending::Success)).await);
+        assert_eq!(store.enqueue(&new("c", 0)).await.unwrap(), held("b"), "its window has not ended");
+        assert!(store.status("c").await.unwrap().is_none());
+        store.sweep_keys().await.unwrap();
+        assert_eq!(store.key_holder("key:k").await.unwrap().as_deref(), Some("b"));
+    }
+
+    async fn of_many_adds_of_a_key_at_once_one_adds_a_job(store) {
+        let rule = UniqueRule::named("k", Duration::ZERO).unwrap();
+        let adds = (0..100).map(|number| {
+            let new = NewJob { job: job(&format!("{number}")), unique: Some(rule.clone()), ..new_job() };
+            let store = store.clone();
+            tokio::spawn(async move { store.enqueue(&new).await.unwrap() })
+        });
+        let mut added = 0;
+        for add in adds.collect::<Vec<_>>() {
+            added += usize::from(matches!(add.await.unwrap(), Enqueued::Added { .. }));
+        }
+        assert_eq!(added, 1);
+        assert_eq!(store.take_outbox(100, 0).await.unwrap().len(), 0, "its adder has it");
+    }
+
+    async fn a_dead_entry_that_is_sent_again_keeps_attributes_group_and_exact_bytes(store) {
+        let job = job("a");
+        let _ = begin(&store, &job, "t").await;
+        let attributes = r#"{"n": {"type": "Number", "text": "1.50"}}"#;
+        let failed = DeadMessage { attributes: attributes.into(), group: Some("g".into()), ..dead("a") };
+        assert!(end(&store, finish(&job, "t", 1, Ending::Failure(Box::new(failed)))).await);
+        let malformed = DeadMessage {
+            kind: DeadKind::Malformed,
+            job: None,
+            job_id: None,
+            group: Some("h".into()),
+            ..dead("m")
+        };
+        assert!(store.put_aside(&malformed, None, Some(1000)).await.unwrap());
+        let batch = store.retry_dead(&DeadFilter::default(), None).await.unwrap();
+        assert_eq!((batch.entries, batch.sent, batch.next), (2, 2, None));
+        let mut rows = store.take_outbox(10, 0).await.unwrap();
+        rows.sort_by(|a, b| a.job.id.cmp(&b.job.id));
+        assert_eq!((rows[0].job.id.as_str(), rows[0].group.as_deref(), rows[0].aside), ("a", Some("g"), None));
+        assert_eq!((&rows[0].job.args, &rows[0].body), (&job.args, &None));
+        assert_eq!(rows[0].attributes["n"].data_type, "Number");
+        assert_eq!((rows[1].body.as_deref(), rows[1].group.as_deref()), (Some("body \0 as it was"), Some("h")));
+        assert_eq!(rows[1].aside, Some(DeadKind::Malformed));
+        assert_eq!(store.status("a").await.unwrap().unwrap().retries, 1);
+        store.outbox_sent(&[rows[0].id, rows[1].id]).await.unwrap();
+        let batch = store.retry_dead(&DeadFilter::default(), None).await.unwrap();
+        assert_eq!((batch.entries, batch.sent), (0, 0));
+    }
+
+    async fn a_message_under_a_failed_jobs_id_is_not_sent_again_as_that_job(store) {
+        let job = job("a");
+        let _ = begin(&store, &job, "t").await;
+        let failed = Ending::Failure(Box::new(DeadMessage { id: "other".into(), ..dead("a") }));
+        assert!(end(&store, finish(&job, "t", 1, failed)).await);
+        let unknown = DeadMessage { kind: DeadKind::UnknownJob, ..dead("a") };
+        let of_other = Job { name: "nobody".into(), ..job };
+        assert!(store.put_aside(&unknown, Some(&of_other), None).await.unwrap());
+        let only = DeadFilter { kind: Some("unknown-job".into()), ..DeadFilter::default() };
+        assert_eq!(store.retry_dead(&only, None).await.unwrap().sent, 1);
+        let rows = store.take_outbox(10, 0).await.unwrap();
+        assert_eq!(rows[0].body.as_deref(), Some("body \0 as it was"));
+        assert_eq!(store.status("a").await.unwrap().unwrap().status, "FAILURE");
     }
 
     async fn progress_is_written_by_the_owner_only(store) {

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 
-use super::{Exit, Usage, loader, open_broker, open_store, print, results};
+use super::{Exit, Usage, loader, open_broker, open_store, print, results, time};
 use crate::broker;
-use crate::client::{Client, JobRequest, KnownJob};
+use crate::client::{AddError, Client, JobRequest, KnownJob};
 use crate::config::Config;
 use crate::json;
 use crate::payload::{self, MAX_NAME_BYTES, Malformed};
@@ -114,9 +115,47 @@ pub(super) struct AddArguments {
     /// Message group: order on a FIFO queue, tenant on a standard one
     #[arg(long)]
     group: Option<String>,
+    /// Run it only after this time, as `90d` or `1h 30m`
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, conflicts_with = "at")]
+    delay: Option<String>,
+    /// Run it only from this instant on, as `2030-01-31T08:00:00Z`; at once if it has passed
+    #[arg(long, value_name = "INSTANT", allow_hyphen_values = true)]
+    at: Option<String>,
+    /// Add nothing while another job of this key waits or runs, and print that one's id
+    #[arg(long, value_name = "KEY", allow_hyphen_values = true)]
+    unique_key: Option<String>,
+    /// Hold the key at least so long after the adding, as `1h`, also when the job is done
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, requires = "unique_key")]
+    unique_for: Option<String>,
     /// Wait until the job is done and print its result as JSON
     #[arg(long)]
     wait: bool,
+}
+
+impl AddArguments {
+    /// When the job runs, and what keeps it from being added twice.
+    fn plan(&self, mut request: JobRequest) -> anyhow::Result<JobRequest> {
+        if let Some(text) = &self.delay {
+            request = request.delay(time::ahead("--delay", text)?);
+        }
+        if let Some(text) = &self.at {
+            request = request.at(time::instant_ahead("--at", text)?);
+        }
+        if let Some(key) = &self.unique_key {
+            let window = match &self.unique_for {
+                Some(text) => time::ahead("--unique-for", text)?,
+                None => Duration::ZERO,
+            };
+            let fault = |error: AddError| match error {
+                AddError::Invalid(Malformed::BadText { reason, .. }) => {
+                    Usage(format!("--unique-key {reason}"))
+                }
+                other => Usage(format!("--unique-key: {other}")),
+            };
+            request = request.unique(key, window).map_err(fault)?;
+        }
+        Ok(request)
+    }
 }
 
 pub(super) async fn add(config: Arc<Config>, arguments: &AddArguments) -> anyhow::Result<()> {
@@ -134,11 +173,18 @@ pub(super) async fn add(config: Arc<Config>, arguments: &AddArguments) -> anyhow
         payload::check_group(group).map_err(|error| Usage(format!("--group: {error}")))?;
         request = request.group(group);
     }
+    let request = arguments.plan(request)?;
     let kind = config.broker(arguments.queue.as_slice())?;
     let store = open_store(&config, kind).await?;
     let known = known_job(&config, &store, &arguments.job).await?;
     let broker = open_broker(&config, kind, &store).await?;
     let added = Client::new(store.clone(), broker).add_known(request, known).await?;
+    if arguments.unique_key.is_some() && added.is_existing {
+        print::note(format_args!(
+            "job {} was there already; nothing was added",
+            printable(&added.id)
+        ));
+    }
     if !arguments.wait {
         return print::text(&added.id);
     }
@@ -171,8 +217,9 @@ async fn known_job(
 ) -> anyhow::Result<Option<KnownJob>> {
     if let Some(job) = store.deployed_job(name).await? {
         let record = config.jobs.get(name).and_then(|settings| settings.record);
-        let records_result = record.unwrap_or(job.records_result);
-        return Ok(Some(KnownJob { queue: job.queue, records_result }));
+        let known = KnownJob::from(job);
+        let records_result = record.unwrap_or(known.records_result);
+        return Ok(Some(KnownJob { records_result, ..known }));
     }
     if config.jobs_dirs.iter().any(|folder| !folder.is_dir()) {
         return Ok(None);
@@ -182,5 +229,6 @@ async fn known_job(
     Ok(registry.current(name).map(|served| KnownJob {
         queue: served.definition.queue.clone(),
         records_result: config.records(&served.definition),
+        unique: served.definition.unique.clone(),
     }))
 }

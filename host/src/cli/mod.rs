@@ -12,6 +12,7 @@ mod periodic;
 mod print;
 mod results;
 mod run;
+mod time;
 mod versions;
 mod work;
 
@@ -194,6 +195,10 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         if is_set {
             flags.values.insert(name, vec!["true".into()]);
         }
+    }
+    if let Command::Worker(worker) = &arguments.command {
+        let generations = worker.max_generations.clone();
+        flags.values.extend(generations.map(|number| ("max-generations", vec![number])));
     }
     let grace = match &arguments.command {
         // There it says how late a tick may be claimed, and has no bound of twelve hours.

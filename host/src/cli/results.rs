@@ -83,6 +83,12 @@ struct JobJson<'a> {
     updated_at: String,
     retry_at: Option<String>,
     duration_ms: Option<i64>,
+    not_before: Option<String>,
+    retries: i64,
+    retried_at: Option<String>,
+    /// Only for one job: a list would ask for each of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    children: Option<&'a [String]>,
 }
 
 impl<'a> JobJson<'a> {
@@ -117,6 +123,10 @@ impl<'a> JobJson<'a> {
             updated_at: job.updated_at.to_string(),
             retry_at: text(job.retry_at),
             duration_ms: job.duration_ms,
+            not_before: text(job.not_before),
+            retries: job.retries,
+            retried_at: text(job.retried_at),
+            children: None,
         }
     }
 }
@@ -131,11 +141,13 @@ pub(super) async fn status(config: &Config, arguments: &StatusArguments) -> anyh
             None => return Err(unknown(&store, &arguments.id)),
         }
     };
+    let children = store.children(&job.id).await?;
     if is_json(config) {
-        return print::json(&serde_json::to_string(&JobJson::new(&job))?);
+        let json = JobJson { children: Some(&children), ..JobJson::new(&job) };
+        return print::json(&serde_json::to_string(&json)?);
     }
     let attempts = store.attempts(&job.id).await?;
-    show(&job, &attempts)
+    show(&job, &children, &attempts)
 }
 
 fn unknown(store: &Store, id: &str) -> anyhow::Error {
@@ -163,7 +175,7 @@ pub(super) async fn wait_for(store: &Store, id: &str) -> anyhow::Result<JobStatu
     }
 }
 
-fn show(job: &JobStatus, attempts: &[AttemptStatus]) -> anyhow::Result<()> {
+fn show(job: &JobStatus, children: &[String], attempts: &[AttemptStatus]) -> anyhow::Result<()> {
     let mut grid = print::Grid::new(&[]);
     let time = |time: Option<crate::clock::Timestamp>| time.map(|t| t.to_string());
     let json = |text: &Option<String>| text.as_deref().map(|text| one_line(text).into_owned());
@@ -186,12 +198,15 @@ fn show(job: &JobStatus, attempts: &[AttemptStatus]) -> anyhow::Result<()> {
         ("module", job.module.clone()),
         ("digest", job.module_digest.clone()),
         ("parent", job.parent_id.clone()),
+        ("children", (!children.is_empty()).then(|| shown_children(children))),
         ("schedule", job.schedule.clone()),
         ("fire time", time(job.fire_time)),
         ("created", Some(job.created_at.to_string())),
+        ("not before", time(job.not_before)),
         ("started", time(job.started_at)),
         ("finished", time(job.finished_at)),
         ("runs again", time(job.retry_at)),
+        ("sent again", retried(job)),
         ("duration", job.duration_ms.map(|ms| format!("{ms} ms"))),
     ] {
         if let Some(value) = value {
@@ -203,6 +218,26 @@ fn show(job: &JobStatus, attempts: &[AttemptStatus]) -> anyhow::Result<()> {
         show_attempt(attempt)?;
     }
     Ok(())
+}
+
+/// Most children that are shown to people by their ids.
+const MAX_SHOWN_CHILDREN: usize = 8;
+
+fn shown_children(children: &[String]) -> String {
+    let shown = children[..children.len().min(MAX_SHOWN_CHILDREN)].join(" ");
+    match children.len().saturating_sub(MAX_SHOWN_CHILDREN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
+/// How often a person has sent the job again after it failed for good.
+fn retried(job: &JobStatus) -> Option<String> {
+    let times = match job.retries {
+        1 => "once".to_owned(),
+        times => format!("{times} times"),
+    };
+    job.retried_at.map(|last| format!("{times} by `dead retry`, last {last}"))
 }
 
 /// An attempt with its error, backtrace and logs, below the job.

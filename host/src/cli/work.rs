@@ -33,6 +33,9 @@ pub(super) struct WorkerArguments {
     /// Queue periodic jobs as well, of all queues
     #[arg(long)]
     beater: bool,
+    /// How many generations of added jobs a job may lead to [default: 16]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub(super) max_generations: Option<String>,
 }
 
 pub(super) async fn worker(

@@ -114,6 +114,7 @@ impl LimitSettings {
             added_jobs: size(self.added_jobs, caps.added_jobs, default.added_jobs),
             handles: size(self.handles, caps.handles, default.handles),
             connections: size(self.connections, caps.connections, default.connections),
+            generations: default.generations,
         }
     }
 }

@@ -39,6 +39,9 @@ const DATABASE_FILE: &str = "sqjobs.db";
 /// Most attempts of one process at once. Each reserves 16 GiB of address space, and a process
 /// has 128 TiB of it.
 const MAX_CONCURRENCY: u64 = 4000;
+/// Most generations of added jobs that may be allowed. Each is an attempt; what needs more is a
+/// loop, or a periodic job.
+const MAX_GENERATIONS: u32 = 1_000_000;
 
 /// Everything that is wrong with the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -137,6 +140,8 @@ pub struct Config {
     pub strict: bool,
     /// How long running attempts have when the worker is told to stop.
     pub grace: Duration,
+    /// How many generations of added jobs a job may lead to.
+    pub max_generations: u32,
     /// Whether the worker brings a PostgreSQL schema to its version by itself.
     pub migrate: bool,
     /// How data is printed.
@@ -174,7 +179,7 @@ enum DatabaseChoice {
 }
 
 /// The settings that have a flag, an environment variable and a key, with what each is for.
-const SETTINGS: [&str; 22] = [
+const SETTINGS: [&str; 23] = [
     "database",
     "database-password-file",
     "schema",
@@ -185,6 +190,7 @@ const SETTINGS: [&str; 22] = [
     "lease",
     "grace",
     "strict",
+    "max-generations",
     "migrate",
     "output",
     "log-format",
@@ -253,6 +259,7 @@ impl Config {
         let lease = reader.duration("lease", Duration::from_secs(5), most_lease);
         let grace = reader.duration("grace", Duration::ZERO, most_lease);
         let strict = reader.boolean("strict");
+        let max_generations = reader.number("max-generations", 0, u64::from(MAX_GENERATIONS));
         let migrate = reader.boolean("migrate");
         let tables = Tables::read(reader);
         let mut queues = BTreeMap::new();
@@ -285,6 +292,9 @@ impl Config {
             lease: lease.unwrap_or(Duration::from_secs(30)),
             grace: grace.unwrap_or(Duration::from_secs(25)),
             strict: strict.unwrap_or(false),
+            max_generations: max_generations
+                .and_then(|number| u32::try_from(number).ok())
+                .unwrap_or(Limits::default().generations),
             migrate: migrate.unwrap_or(false),
             output: output.unwrap_or(Output::Text),
             log_format: log_format.unwrap_or(LogFormat::Text),
@@ -369,10 +379,12 @@ impl Config {
         let own = self.job(&job.name).map(|settings| settings.limits).unwrap_or_default();
         let of_module = self.modules.get(module).map(|settings| settings.limits);
         let described = LimitSettings { timeout: job.timeout, ..LimitSettings::default() };
-        own.or(of_module.unwrap_or_default())
+        let limits = own
+            .or(of_module.unwrap_or_default())
             .or(described)
             .or(self.defaults.limits)
-            .complete(&self.caps)
+            .complete(&self.caps);
+        Limits { generations: self.max_generations, ..limits }
     }
 
     /// What a module may use while it describes itself: what is said of it, not of its jobs.

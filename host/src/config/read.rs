@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use super::{ConfigError, FILE_NAME, Flags, suggestion};
 
+/// The settings whose value may be a bare number.
+const NUMBERS: [&str; 2] = ["concurrency", "max-generations"];
+
 /// A value as it was written, and where.
 pub(super) struct Found {
     pub(super) value: String,
@@ -119,7 +122,7 @@ impl<'a> Reader<'a> {
         let (base, origin) = (self.base(), format!("`{key}` in {}", self.top.label()));
         let texts = match self.top.table.get(key) {
             None => return Vec::new(),
-            Some(toml::Value::Integer(_)) if key != "concurrency" => None,
+            Some(toml::Value::Integer(_)) if !NUMBERS.contains(&key) => None,
             Some(toml::Value::Boolean(_)) if key != "migrate" => None,
             Some(toml::Value::Array(items)) if key == "jobs-dir" => {
                 items.iter().map(scalar).collect::<Option<Vec<_>>>()
@@ -128,7 +131,7 @@ impl<'a> Reader<'a> {
         };
         let Some(texts) = texts else {
             let expected = match key {
-                "concurrency" => "expected a number",
+                key if NUMBERS.contains(&key) => "expected a number",
                 "migrate" => "expected `true` or `false`",
                 "jobs-dir" => "expected a text or a list of texts",
                 _ => "expected a text",

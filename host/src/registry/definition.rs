@@ -9,6 +9,7 @@ use crate::clock::MAX_AHEAD;
 use crate::payload::{MAX_NAME_BYTES, check_text};
 use crate::retry::RetryPolicy;
 use crate::sandbox::bindings::sqjobs::job::types as wit;
+use crate::store::unique::{MAX_KEY_BYTES, UniqueBy, UniqueRule};
 
 /// Longest timeout that a job may ask for: what a message can stay invisible (12 h).
 pub const MAX_TIMEOUT: Duration =
@@ -48,8 +49,8 @@ pub struct Definition {
     pub max_backoff: Option<Duration>,
     /// The periodic entry that it brings.
     pub periodic: Option<Periodic>,
-    /// Which calls count as the same: `name`, `arguments`, or a key.
-    pub unique: Option<String>,
+    /// Which calls count as the same.
+    pub unique: Option<UniqueRule>,
 }
 
 impl Definition {
@@ -103,11 +104,7 @@ impl Definition {
                 Some(periodic)
             }
         };
-        let unique = told.unique.as_ref().map(|unique| match &unique.key {
-            wit::UniqueKey::Name => "name".to_owned(),
-            wit::UniqueKey::Arguments => "arguments".to_owned(),
-            wit::UniqueKey::Named(key) => key.clone(),
-        });
+        let unique = told.unique.as_ref().map(unique_rule).transpose().map_err(wrong)?;
         let ms = Duration::from_millis;
         Ok(Self {
             queue: told.queue,
@@ -146,7 +143,7 @@ impl Definition {
             "max_backoff_ms": ms(self.max_backoff),
             "schedule": self.periodic.as_ref().and_then(schedule),
             "timezone": self.periodic.as_ref().and_then(|periodic| periodic.timezone.as_ref()),
-            "unique": self.unique,
+            "unique": self.unique.as_ref().map(UniqueRule::to_json),
         })
     }
 }
@@ -194,4 +191,22 @@ fn periodic(job: &str, told: &wit::Periodic) -> Result<Periodic, String> {
 /// The crontab expression, or `every 10m`.
 fn schedule(periodic: &Periodic) -> Option<String> {
     periodic.check().ok().map(|settings| settings.schedule.expression().to_owned())
+}
+
+/// Which calls count as the same, or what is wrong with what the module says of it.
+fn unique_rule(told: &wit::Unique) -> Result<UniqueRule, String> {
+    let window = Duration::from_millis(told.window_ms.unwrap_or(0));
+    if window > MAX_AHEAD {
+        let days = MAX_AHEAD.as_secs() / 86_400;
+        return Err(format!("its unique window is over the limit of {days} days"));
+    }
+    let by = match &told.key {
+        wit::UniqueKey::Name => UniqueBy::Name,
+        wit::UniqueKey::Arguments => UniqueBy::Arguments,
+        wit::UniqueKey::Named(key) => {
+            check_text("unique key", key, MAX_KEY_BYTES).map_err(|error| error.to_string())?;
+            UniqueBy::Key(key.clone())
+        }
+    };
+    Ok(UniqueRule { by, window })
 }

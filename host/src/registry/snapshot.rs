@@ -10,6 +10,7 @@ use super::load::Module;
 use super::tally::Tally;
 use crate::config::Config;
 use crate::store::modules::DeployedJob;
+use crate::store::unique::UniqueRules;
 use crate::text::printable;
 
 /// A job that can be run.
@@ -45,6 +46,8 @@ pub struct Snapshot {
     pub modules: Vec<Arc<Module>>,
     /// What does not serve, and why.
     pub refused: Vec<Refused>,
+    /// Which calls of each job count as the same.
+    pub unique: Arc<UniqueRules>,
 }
 
 /// A file's name, then its path: the order in which files claim job names at the start, so that
@@ -110,6 +113,7 @@ impl Deployment {
     /// Who serves what. A job name stays with the module that holds it for as long as that
     /// module has the job; then the first by file name takes it.
     pub(super) fn snapshot(&mut self) -> Snapshot {
+        let mut unique = UniqueRules::new();
         let mut snapshot = Snapshot::default();
         for ((_, path), file) in &self.files {
             if let Some(problem) = &file.problem {
@@ -126,6 +130,7 @@ impl Deployment {
                 if holder.is_none_or(|holder| Arc::ptr_eq(holder, module)) {
                     self.owners.insert(name.clone(), module.version.name.clone());
                     snapshot.jobs.insert(name.clone(), version.serves(definition));
+                    unique.insert(name.clone(), definition.unique.clone());
                     // A job that only the canary has waits for its promotion.
                     let canary = file.canary.as_ref().and_then(|(canary, share)| {
                         let same = canary.module.jobs.iter().find(|job| job.name == *name)?;
@@ -143,6 +148,7 @@ impl Deployment {
                 }
             }
         }
+        snapshot.unique = Arc::new(unique);
         snapshot
     }
 }

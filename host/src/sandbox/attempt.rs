@@ -66,6 +66,7 @@ impl Setting<'_> {
             backtrace: None,
         })?;
         context.outlet = self.outlet.cloned();
+        context.unique = self.call.unique.clone();
         let mut store = self.sandbox.store(context);
         let guest = match self.module.instantiate_async(&mut store).await {
             Ok(guest) => guest,

@@ -20,6 +20,7 @@ use super::imports::Outgoing;
 use super::limits::{Limits, MemoryMeter};
 use crate::sender::Sender;
 use crate::store::enqueue::NewJob;
+use crate::store::unique::UniqueRules;
 use crate::text::printable;
 
 /// How far an attempt is: the share done, and what goes on.
@@ -60,9 +61,10 @@ pub struct AttemptContext {
     pub(super) adds: usize,
     /// Where jobs go that are to be sent at once; eager runs have none.
     pub(super) outlet: Option<Sender>,
+    /// Which calls of the deployed jobs count as the same.
+    pub(super) unique: Arc<UniqueRules>,
     pub(super) limits: Limits,
     pub(super) grants: Arc<Grants>,
-    pub(super) max_generation: u32,
     pub(super) http: WasiHttpCtx,
     pub(super) outgoing: Outgoing,
     pub(super) table: ResourceTable,
@@ -110,9 +112,9 @@ impl AttemptContext {
             added: Vec::new(),
             adds: 0,
             outlet: None,
+            unique: Arc::default(),
             limits,
             grants,
-            max_generation: 16,
             http: WasiHttpCtx::new(),
             outgoing,
             table,

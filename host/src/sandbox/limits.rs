@@ -27,6 +27,8 @@ pub struct Limits {
     pub handles: usize,
     /// HTTP requests under way at once, and TCP connections that are opened in all.
     pub connections: usize,
+    /// How many generations of added jobs a job that nobody's job added may lead to.
+    pub generations: u32,
 }
 
 impl Default for Limits {
@@ -41,6 +43,7 @@ impl Default for Limits {
             added_jobs: 1000,
             handles: 500,
             connections: 16,
+            generations: 16,
         }
     }
 }

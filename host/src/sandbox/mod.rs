@@ -27,6 +27,7 @@ use crate::outcome::{Outcome, Stage};
 use crate::retry::{self, RetryPolicy, Settlement};
 use crate::sender::Sender;
 use crate::store::enqueue::NewJob;
+use crate::store::unique::UniqueRules;
 use attempt::Attempt;
 use bindings::sqjobs::job::types as wit;
 use bindings::{JobModule, JobModulePre};
@@ -90,6 +91,8 @@ pub struct Call {
     pub grants: Arc<Grants>,
     /// What happens after a failure.
     pub policy: RetryPolicy,
+    /// Which calls of the deployed jobs count as the same, for the jobs that it adds.
+    pub unique: Arc<UniqueRules>,
 }
 
 /// Why a running attempt is to be stopped.

@@ -24,6 +24,17 @@ pub enum DeadKind {
 }
 
 impl DeadKind {
+    /// All kinds.
+    const ALL: [Self; 7] = [
+        Self::Malformed,
+        Self::UnknownJob,
+        Self::IdConflict,
+        Self::Failed,
+        Self::Crashed,
+        Self::Undeliverable,
+        Self::Lost,
+    ];
+
     /// The word that rows and commands use.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -36,6 +47,19 @@ impl DeadKind {
             Self::Undeliverable => "undeliverable",
             Self::Lost => "lost",
         }
+    }
+
+    /// The kind of this name.
+    #[must_use]
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// Whether the entry is a job that failed, known by the job's id; else a message that is no
+    /// job, or not this one.
+    #[must_use]
+    pub const fn is_of_job(self) -> bool {
+        !matches!(self, Self::Malformed | Self::IdConflict)
     }
 }
 
@@ -112,14 +136,82 @@ const COLUMNS: &str =
 /// Which entries of the dead list are asked for; all conditions must hold.
 #[derive(Debug, Clone, Default)]
 pub struct DeadFilter {
+    /// Only these, by their ids; all without. At most a few hundred at a time.
+    pub ids: Vec<String>,
     /// Only this kind.
     pub kind: Option<String>,
     /// Only of this queue.
     pub queue: Option<String>,
     /// Only of this job.
     pub job: Option<String>,
-    /// At most so many, newest first.
-    pub limit: Option<u64>,
+    /// Only those whose reason holds this text.
+    pub reason: Option<String>,
+    /// Only those with an attempt whose error or backtrace holds this text.
+    pub error: Option<String>,
+    /// Only those put aside at this instant or later.
+    pub since: Option<Timestamp>,
+    /// Only those put aside before this instant.
+    pub until: Option<Timestamp>,
+}
+
+/// A value of a condition.
+pub(super) enum Value {
+    Text(String),
+    Number(i64),
+}
+
+/// Binds a value to a query of any kind.
+macro_rules! bind {
+    ($query:expr, $value:expr) => {
+        match $value {
+            $crate::store::dead::Value::Text(text) => $query.bind(text),
+            $crate::store::dead::Value::Number(number) => $query.bind(number),
+        }
+    };
+}
+pub(super) use bind;
+
+impl DeadFilter {
+    /// The conditions on the entry `d` as SQL, `TRUE` without any, and their values from `$1` on.
+    pub(super) fn conditions(&self) -> (String, Vec<Value>) {
+        let mut sql = vec!["TRUE".to_owned()];
+        let mut values = Vec::new();
+        let mut add = |condition: &str, value: Value| {
+            values.push(value);
+            sql.push(condition.replace('?', &format!("${}", values.len())));
+        };
+        for (condition, text) in [
+            ("d.kind = ?", &self.kind),
+            ("d.queue = ?", &self.queue),
+            ("d.job = ?", &self.job),
+            // The one test for a part of a text that both databases make alike.
+            ("replace(d.reason, ?, '') <> d.reason", &self.reason),
+            (
+                "EXISTS (SELECT 1 FROM {p}attempts a WHERE a.job_id = d.job_id \
+                 AND (replace(a.error, ?, '') <> a.error \
+                 OR replace(a.backtrace, ?, '') <> a.backtrace))",
+                &self.error,
+            ),
+        ] {
+            if let Some(text) = text {
+                add(condition, Value::Text(text.clone()));
+            }
+        }
+        for (condition, time) in
+            [("d.received_at >= ?", self.since), ("d.received_at < ?", self.until)]
+        {
+            if let Some(time) = time {
+                add(condition, Value::Number(time.0));
+            }
+        }
+        if !self.ids.is_empty() {
+            let first = values.len() + 1;
+            values.extend(self.ids.iter().cloned().map(Value::Text));
+            let marks: Vec<_> = (first..=values.len()).map(|n| format!("${n}")).collect();
+            sql.push(format!("d.id IN ({})", marks.join(", ")));
+        }
+        (sql.join(" AND "), values)
+    }
 }
 
 impl Store {
@@ -158,7 +250,7 @@ impl Store {
     }
 
     /// Counts a malformed body against its queue's space; `false` when there is no room for it.
-    async fn take_space(
+    pub(super) async fn take_space(
         &self,
         write: &mut Write,
         dead: &DeadMessage,
@@ -284,26 +376,28 @@ impl Store {
         Ok(done.rows_affected() > 0)
     }
 
-    /// Calls `each` with the entries that match, newest first, in bounded memory.
+    /// Calls `each` with the entries that match, newest first, at most `limit`, in bounded memory.
     ///
     /// # Errors
     /// The database failed, or `each` did.
     pub async fn each_dead<E: From<StoreError>>(
         &self,
         filter: &DeadFilter,
+        limit: Option<u64>,
         mut each: impl FnMut(DeadEntry) -> Result<(), E>,
     ) -> Result<(), E> {
+        let (conditions, values) = filter.conditions();
         let statement = format!(
-            "SELECT {COLUMNS} FROM {{p}}dead WHERE ($1 IS NULL OR kind = $1) \
-             AND ($2 IS NULL OR queue = $2) AND ($3 IS NULL OR job = $3) \
-             ORDER BY received_at DESC, id DESC LIMIT $4"
+            "SELECT {COLUMNS} FROM {{p}}dead d WHERE {conditions} \
+             ORDER BY received_at DESC, id DESC LIMIT ${}",
+            values.len() + 1
         );
-        let mut rows = sqlx::query(self.sql(&statement))
-            .bind(filter.kind.clone())
-            .bind(filter.queue.clone())
-            .bind(filter.job.clone())
-            .bind(filter.limit.map_or(i64::MAX, |limit| i64::try_from(limit).unwrap_or(i64::MAX)))
-            .fetch(&self.inner.pool);
+        let mut query = sqlx::query(self.sql(&statement));
+        for value in values {
+            query = bind!(query, value);
+        }
+        let limit = limit.map_or(i64::MAX, |limit| i64::try_from(limit).unwrap_or(i64::MAX));
+        let mut rows = query.bind(limit).fetch(&self.inner.pool);
         let action = "list what was put aside";
         while let Some(row) = rows.try_next().await.map_err(self.failed(action))? {
             each(DeadEntry::read(&row).map_err(self.failed(action))?)?;

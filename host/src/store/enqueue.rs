@@ -2,8 +2,10 @@
 
 use sqlx::Row as _;
 
+use super::unique::UniqueRule;
 use super::{Store, StoreError, Write};
 use crate::clock::Timestamp;
+use crate::failpoint;
 use crate::payload::Job;
 
 /// A job to be added.
@@ -23,10 +25,12 @@ pub struct NewJob {
     pub parent_id: Option<String>,
     /// How many jobs stand between it and one that no job added.
     pub generation: u32,
+    /// Which other jobs count as the same.
+    pub unique: Option<UniqueRule>,
 }
 
 /// What became of an added job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Enqueued {
     /// It has a row now, and this outbox row, which the caller should send.
     Added {
@@ -40,6 +44,8 @@ pub enum Enqueued {
     Existing,
     /// The id is known with another name or other arguments: nothing was added.
     Conflict,
+    /// Another job, of this id, holds its unique key: nothing was added.
+    Held(String),
 }
 
 impl Store {
@@ -66,6 +72,7 @@ impl Store {
             let now: i64 =
                 sqlx::query_scalar(self.sql("SELECT {now}")).fetch_one(&mut *write.tx).await?;
             let enqueued = self.insert_job(&mut write, new, now, now + ms).await?;
+            failpoint::reach("add-written", &new.job.name);
             write.tx.commit().await?;
             Ok(enqueued)
         })
@@ -82,11 +89,20 @@ impl Store {
     ) -> Result<Enqueued, sqlx::Error> {
         let job = &new.job;
         let fingerprint = job.fingerprint();
+        if let Some(rule) = &new.unique {
+            // First, so that an id that is known takes no key.
+            if let Some(known) = self.known_job(write, job, &fingerprint).await? {
+                return Ok(known);
+            }
+            if let Some(holder) = self.take_key(write, rule, job, now).await? {
+                return Ok(Enqueued::Held(holder));
+            }
+        }
         let enqueued_at = job.enqueued_at.map_or(now, |time| time.0);
         let inserted = sqlx::query(self.sql(
             "INSERT INTO {p}jobs (id, name, queue, args, kwargs, fingerprint, message_group, \
-             parent_id, generation, created_at, enqueued_at, updated_at) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) \
+             parent_id, generation, not_before, created_at, enqueued_at, updated_at) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) \
              ON CONFLICT (id) DO NOTHING",
         ))
         .bind(&job.id)
@@ -98,19 +114,15 @@ impl Store {
         .bind(&new.group)
         .bind(&new.parent_id)
         .bind(i64::from(new.generation))
+        .bind(new.not_before.map(|time| time.0))
         .bind(now)
         .bind(enqueued_at)
         .bind(now)
         .execute(&mut *write.tx)
         .await?;
         if inserted.rows_affected() == 0 {
-            let known: (String, String) =
-                sqlx::query_as(self.sql("SELECT name, fingerprint FROM {p}jobs WHERE id = $1"))
-                    .bind(&job.id)
-                    .fetch_one(&mut *write.tx)
-                    .await?;
-            let is_same = known.0 == job.name && known.1 == fingerprint;
-            return Ok(if is_same { Enqueued::Existing } else { Enqueued::Conflict });
+            let known = self.known_job(write, job, &fingerprint).await?;
+            return known.ok_or(sqlx::Error::RowNotFound);
         }
         let row = sqlx::query(self.sql(
             "INSERT INTO {p}outbox (job_id, job_name, queue, args, kwargs, message_group, \
@@ -137,5 +149,23 @@ impl Store {
                 .await?;
         }
         Ok(Enqueued::Added { outbox_id, is_next })
+    }
+
+    /// What becomes of a job whose id is known already; `None` when it is new.
+    async fn known_job(
+        &self,
+        write: &mut Write,
+        job: &Job,
+        fingerprint: &str,
+    ) -> Result<Option<Enqueued>, sqlx::Error> {
+        let known: Option<(String, String)> =
+            sqlx::query_as(self.sql("SELECT name, fingerprint FROM {p}jobs WHERE id = $1"))
+                .bind(&job.id)
+                .fetch_optional(&mut *write.tx)
+                .await?;
+        Ok(known.map(|(name, known)| match name == job.name && known == fingerprint {
+            true => Enqueued::Existing,
+            false => Enqueued::Conflict,
+        }))
     }
 }

@@ -132,6 +132,7 @@ impl Store {
                 }
             }
             for child in &request.children {
+                // One whose unique key another job has taken since it was added is that job's.
                 let added = self.insert_job(&mut write, child, now, now).await?;
                 if added == Enqueued::Conflict {
                     self.insert_dead(&mut write, &conflicting(child), now).await?;

@@ -15,6 +15,8 @@
 //!            SUCCESS  ◀───────────────────────────────────────┤ all stages went well
 //!            FAILURE  ◀───────────────────────────────────────┤ failed for good (dead list)
 //!            CANCELLED ◀──────────────────────────────────────┘
+//!
+//!            FAILURE  ─────────▶  PENDING   `dead retry`, or its message came all the same
 //! ```
 //!
 //! `RUNNING` and only `RUNNING` has an owner (`token`); an outcome is stored only by a statement
@@ -39,6 +41,8 @@ pub mod outbox;
 pub mod park;
 pub mod periodic;
 pub mod read;
+pub mod resend;
+pub mod unique;
 pub mod versions;
 pub mod workers;
 

@@ -1,12 +1,17 @@
 //! The outbox: whatever we send is a row first, written in the transaction that changes the
 //! job's row, and swept by every worker.
 //!
-//! Rows are taken by state, never by a cursor over ids: a lower id may commit later.
+//! Rows are taken by state, never by a cursor over ids: a lower id may commit later. A row whose
+//! job is delayed is taken when it is due, by the database's clock: a message that was sent ahead
+//! with a delay would come no earlier, would spend its queue's retention on waiting, and could not
+//! be held back any more.
+
+use std::time::Duration;
 
 use sqlx::Row as _;
 use sqlx::any::AnyRow;
 
-use super::dead::DeadMessage;
+use super::dead::{DeadKind, DeadMessage};
 use super::{Store, StoreError, Write, placeholders};
 use crate::broker::Attributes;
 use crate::clock::Timestamp;
@@ -27,8 +32,9 @@ pub struct OutboxRow {
     pub queue: String,
     /// Message group.
     pub group: Option<String>,
-    /// The instant before which the job must not run.
-    pub not_before: Timestamp,
+    /// How long the queue is to keep the message from its receivers; zero for a row that the
+    /// sweep took, since that is due.
+    pub delay: Duration,
     /// How often the job has been sent, this time included. Part of the deduplication id on a
     /// FIFO queue: a repeated send of this row keeps it, a new send changes it.
     pub send_number: i64,
@@ -36,12 +42,14 @@ pub struct OutboxRow {
     pub attributes: Attributes,
     /// An exact body to send instead of the job's own.
     pub body: Option<String>,
+    /// The kind of the dead list's entry that this row sends again, exactly as it was.
+    pub aside: Option<DeadKind>,
     /// How often sending this row was tried before.
     pub tries: i64,
 }
 
 const COLUMNS: &str = "id, job_id, job_name, queue, args, kwargs, message_group, enqueued_at, \
-    not_before, send_number, attributes, body, tries";
+    send_number, attributes, body, aside, exact_body, tries";
 
 /// Whether something of the same message group of a FIFO queue must be sent before the row `o`:
 /// an earlier row that is due, or one that stands before it in the group.
@@ -65,11 +73,15 @@ impl OutboxRow {
             },
             queue: row.try_get("queue")?,
             group: row.try_get("message_group")?,
-            not_before: Timestamp(row.try_get("not_before")?),
+            delay: Duration::ZERO,
             send_number: row.try_get("send_number")?,
             // A row that somebody edited to nonsense is sent without.
             attributes: serde_json::from_str(row.try_get("attributes")?).unwrap_or_default(),
-            body: row.try_get("body")?,
+            body: match row.try_get::<Option<Vec<u8>>, _>("exact_body")? {
+                Some(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
+                None => row.try_get("body")?,
+            },
+            aside: row.try_get::<Option<&str>, _>("aside")?.and_then(DeadKind::of_name),
             tries: row.try_get("tries")?,
         })
     }
@@ -198,6 +210,10 @@ impl Store {
                 .bind(&dead.job_id)
                 .execute(&mut *write.tx)
                 .await?;
+                self.free_keys(&mut write, dead.job_id.as_ref()).await?;
+                if dead.kind == DeadKind::Malformed {
+                    self.take_space(&mut write, dead, u64::MAX).await?;
+                }
                 self.insert_dead(&mut write, dead, now).await?;
             }
             write.tx.commit().await

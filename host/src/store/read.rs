@@ -39,6 +39,9 @@ pub struct JobStatus {
     pub updated_at: Timestamp,
     pub retry_at: Option<Timestamp>,
     pub duration_ms: Option<i64>,
+    pub not_before: Option<Timestamp>,
+    pub retries: i64,
+    pub retried_at: Option<Timestamp>,
 }
 
 impl JobStatus {
@@ -82,6 +85,9 @@ impl JobStatus {
             updated_at: Timestamp(row.try_get("updated_at")?),
             retry_at: time("retry_at")?,
             duration_ms: row.try_get("duration_ms")?,
+            not_before: time("not_before")?,
+            retries: row.try_get("retries")?,
+            retried_at: time("retried_at")?,
         })
     }
 }
@@ -89,7 +95,7 @@ impl JobStatus {
 const COLUMNS: &str = "id, name, queue, status, args, kwargs, result, error, error_kind, \
     error_stage, backtrace, attempts, module, module_version, module_digest, worker_id, progress, \
     progress_message, schedule, fire_time, parent_id, created_at, enqueued_at, started_at, \
-    finished_at, updated_at, retry_at, duration_ms";
+    finished_at, updated_at, retry_at, duration_ms, not_before, retries, retried_at";
 
 /// One run of a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,6 +140,18 @@ impl Store {
         let action = "look up a job";
         let row = self.within(action, query.fetch_optional(&self.inner.pool)).await?;
         row.map(|row| JobStatus::read(&row)).transpose().map_err(self.failed(action))
+    }
+
+    /// The ids of the jobs that a job has added, oldest first.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn children(&self, id: &str) -> Result<Vec<String>, StoreError> {
+        let query = sqlx::query_scalar(self.sql(
+            "SELECT j.id FROM {p}jobs j WHERE j.parent_id = $1 ORDER BY j.created_at, j.enqueued_at, j.id",
+        ))
+        .bind(id.to_owned());
+        self.within("list the jobs that a job added", query.fetch_all(&self.inner.pool)).await
     }
 
     /// Calls `each` with the jobs that match, newest first, in bounded memory.

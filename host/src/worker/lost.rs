@@ -4,6 +4,8 @@
 //! the queue was found empty at three looks in a row, a lease apart, while the job was overdue by
 //! two leases. SQS counts are approximate for about a minute after a change, and a job that was
 //! given up too soon runs all the same when its message comes.
+//!
+//! Beside it, what unique keys leave behind is swept.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,6 +33,9 @@ pub(super) async fn sweep(shared: Arc<Shared>, queues: Vec<Arc<Polled>>) {
     loop {
         // Hosts that started together do not look together.
         tokio::time::sleep(pause.mul_f64(1.0 + fastrand::f64() / 4.0)).await;
+        if let Err(problem) = shared.store.sweep_keys().await {
+            debug!("could not sweep unique keys: {}", chain(&problem));
+        }
         for polled in &queues {
             let looks = empty_looks.entry(polled.queue.name.clone()).or_default();
             if let Err(problem) = look(&shared, polled, looks).await {

@@ -292,6 +292,7 @@ impl Message<'_> {
             limits: config.limits(&served.module.version.name, &served.definition),
             grants: config.grants(served.module.source(), &job.name),
             policy: config.policy(&served.definition),
+            unique: self.worker.registry.snapshot().unique.clone(),
         }
     }
 

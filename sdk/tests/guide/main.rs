@@ -4,6 +4,7 @@ mod adder;
 mod arguments;
 mod children;
 mod failures;
+mod once;
 mod options;
 
 use std::path::Path;

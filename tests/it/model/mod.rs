@@ -12,12 +12,13 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use sqjobs::client::{Client, JobRequest};
+use sqjobs::client::Client;
+use sqjobs::clock::Clock;
 use support::proxy::{Faults, Proxy};
 use support::servers::RUNTIME;
-use support::{Pair, Setup, WorkerProcess, servers, wait};
+use support::{Output, Pair, Setup, WorkerProcess, servers, wait};
 
-use plan::{Kind, Planned};
+use plan::Planned;
 
 /// How long jobs are sent and workers are killed, for one pair, unless the variable says else.
 const SECS: u64 = 12;
@@ -172,9 +173,11 @@ impl Model {
         for (owner, message_id) in owners.into_iter().zip(self.setup.send_bodies(&texts)) {
             fresh[owner].message_ids.push(message_id);
         }
-        for job in fresh.iter().filter(|job| job.kind == Kind::Added) {
-            let request = JobRequest::new("effect").id(&job.id).queue(&self.setup.queue);
-            RUNTIME.block_on(self.client.add(request)).unwrap();
+        for job in &fresh {
+            for request in job.requests(&self.setup.queue) {
+                let added = RUNTIME.block_on(self.client.add(request)).unwrap();
+                assert_eq!(added.id, job.id, "a second job of one key: {job:?}");
+            }
         }
         self.planned.append(&mut fresh);
     }
@@ -195,6 +198,10 @@ impl Model {
             }
             _ => {}
         }
+        if self.rng.u8(..4) == 0 {
+            self.retry_dead();
+        }
+        self.pass_an_hour();
         if self.frozen.as_ref().is_some_and(|(_, since)| since.elapsed() > FROZEN) {
             self.thaw();
         }
@@ -212,6 +219,26 @@ impl Model {
             worker.signal("CONT");
             self.workers.push(Some(worker));
         }
+    }
+
+    /// Sends jobs that failed for good again, by a command that may be killed before or after a
+    /// commit. They fail once more.
+    fn retry_dead(&mut self) {
+        let mut command =
+            self.setup.project.command(&["dead", "retry", "--job", "fail_permanent", "--yes"]);
+        let point = self.rng.choice([None, Some("retry-written=kill"), Some("retried=kill")]);
+        if let Some(point) = point.flatten() {
+            command.env(sqjobs::failpoint::VARIABLE, point);
+        }
+        let output = Output::of(command);
+        assert!(matches!(output.code, None | Some(0)), "{output}");
+    }
+
+    /// Makes those due that are delayed by an hour.
+    fn pass_an_hour(&self) {
+        let now = Clock::system().now().0;
+        let due = "UPDATE {outbox} SET not_before = 0 WHERE not_before >";
+        self.setup.execute(&self.setup.named(&format!("{due} {}", now + 1_800_000)));
     }
 
     fn end(&mut self, slot: usize, how: impl Fn(&mut WorkerProcess)) {
@@ -243,6 +270,7 @@ impl Model {
         for worker in self.workers.iter_mut().filter(|worker| worker.is_none()) {
             *worker = Some(self.setup.worker(&Self::ARGUMENTS));
         }
+        self.pass_an_hour();
         let setup = &self.setup;
         let is_at_rest = || {
             setup.depth() == [0, 0, 0]

@@ -1,6 +1,9 @@
 //! What is sent, drawn from the seed, and what must become of it.
 
+use std::time::Duration;
+
 use fastrand::Rng;
+use sqjobs::client::JobRequest;
 
 /// How a job will go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,6 +12,10 @@ pub(super) enum Kind {
     Good,
     /// Succeeds at once, added by our own client, through the outbox.
     Added,
+    /// Succeeds, added by our client with a delay of a second or of an hour.
+    Delayed,
+    /// Succeeds, added twice under one unique key.
+    Unique,
     /// Fails transiently before its second or third attempt.
     Fickle,
     /// Asks to be run again in a second, then succeeds.
@@ -40,9 +47,11 @@ pub(super) enum Kind {
 }
 
 /// How often each kind is drawn, of all the draws.
-const WEIGHTS: [(Kind, u32); 16] = [
+const WEIGHTS: [(Kind, u32); 18] = [
     (Kind::Good, 30),
     (Kind::Added, 8),
+    (Kind::Delayed, 5),
+    (Kind::Unique, 5),
     (Kind::Fickle, 8),
     (Kind::Late, 4),
     (Kind::Hopeless, 3),
@@ -97,7 +106,7 @@ impl Planned {
         let good = body("effect", "[]", &format!(r#"{{"ms": {ms}}}"#));
         match self.kind {
             Kind::Good => vec![good],
-            Kind::Added => Vec::new(),
+            Kind::Added | Kind::Delayed | Kind::Unique => Vec::new(),
             Kind::Fickle => {
                 vec![body("effect", "[]", &format!(r#"{{"fail_before": {attempt}}}"#))]
             }
@@ -116,6 +125,24 @@ impl Planned {
             Kind::Malformed => vec![format!("{id} is no job")],
             Kind::Twice => vec![good.clone(), good],
             Kind::Conflict => vec![good, body("effect", r#"["other"]"#, "{}")],
+        }
+    }
+
+    /// What our client is asked to add, one after the other.
+    pub(super) fn requests(&self, queue: &str) -> Vec<JobRequest> {
+        let request = |id: &str| JobRequest::new("effect").id(id).queue(queue);
+        let hour = Duration::from_secs(3600);
+        match self.kind {
+            Kind::Added => vec![request(&self.id)],
+            Kind::Delayed if self.ms.is_multiple_of(2) => {
+                vec![request(&self.id).delay(Duration::from_secs(1))]
+            }
+            Kind::Delayed => vec![request(&self.id).delay(hour)],
+            Kind::Unique => [self.id.clone(), format!("{}-second", self.id)]
+                .iter()
+                .map(|id| request(id).unique(&self.id, hour).unwrap())
+                .collect(),
+            _ => Vec::new(),
         }
     }
 

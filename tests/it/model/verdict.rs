@@ -95,6 +95,8 @@ impl Found {
             job.kind,
             Kind::Good
                 | Kind::Added
+                | Kind::Delayed
+                | Kind::Unique
                 | Kind::Fickle
                 | Kind::Late
                 | Kind::Unrecorded

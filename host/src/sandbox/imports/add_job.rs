@@ -10,6 +10,7 @@ use crate::payload::{Job, MAX_ID_BYTES, MAX_NAME_BYTES, check_group, check_text}
 use crate::sandbox::bindings::sqjobs::job::add_job::{Error, Host, Request};
 use crate::sandbox::context::AttemptContext;
 use crate::store::enqueue::{Enqueued, NewJob};
+use crate::store::unique::UniqueRule;
 
 impl Host for AttemptContext {
     async fn add(&mut self, request: Request) -> wasmtime::Result<Result<String, Error>> {
@@ -25,12 +26,23 @@ impl AttemptContext {
             return Err(Error::Limit(format!("an attempt may add {limit} jobs")));
         }
         let is_at_once = request.at_once;
-        let child = self.child(request, ordinal)?;
+        let mut child = self.child(request, ordinal)?;
         let id = child.job.id.clone();
+        // Counted also when another job holds its key, so that the next one's id is the same in
+        // each attempt.
         self.adds += 1;
+        if child.unique.is_none() {
+            child.unique = self.described(&child.job.name).await?;
+        }
+        if let Some(rule) = &child.unique
+            && let Some(holder) = self.holder(rule, &child.job).await?
+        {
+            return Ok(holder);
+        }
         match &self.outlet {
             Some(outlet) if is_at_once => match outlet.add(&child).await {
                 Ok(Enqueued::Added { .. } | Enqueued::Existing) => {}
+                Ok(Enqueued::Held(holder)) => return Ok(holder),
                 Ok(Enqueued::Conflict) => {
                     let reason = "the derived id belongs to a job with other arguments: an \
                                   attempt must add its jobs in the same order each time";
@@ -41,6 +53,32 @@ impl AttemptContext {
             _ => self.added.push(child),
         }
         Ok(id)
+    }
+
+    /// What a job describes as unique: by this host's modules, or by those of the workers that
+    /// serve it. Both take `&mut self` since a context can't be shared between threads.
+    async fn described(&mut self, name: &str) -> Result<Option<UniqueRule>, Error> {
+        if let Some(rule) = self.unique.get(name) {
+            return Ok(rule.clone());
+        }
+        let Some(outlet) = &self.outlet else { return Ok(None) };
+        let described = outlet.described_unique(name).await;
+        described.map_err(|error| Error::Unavailable(error.to_string()))
+    }
+
+    /// The other job that holds a child's key: one that this attempt has added, or one that is
+    /// in the database. The transaction that stores the outcome decides once more.
+    async fn holder(&mut self, rule: &UniqueRule, job: &Job) -> Result<Option<String>, Error> {
+        let key = rule.key(job);
+        let is_holder =
+            |added: &&NewJob| added.unique.as_ref().is_some_and(|rule| rule.key(&added.job) == key);
+        if let Some(added) = self.added.iter().find(is_holder) {
+            return Ok(Some(added.job.id.clone()));
+        }
+        let Some(outlet) = &self.outlet else { return Ok(None) };
+        let holder = outlet.key_holder(&key).await;
+        let holder = holder.map_err(|error| Error::Unavailable(error.to_string()))?;
+        Ok(holder.filter(|id| *id != job.id))
     }
 
     /// The job that a request asks for, with an id that derives from the parent's and the number
@@ -54,9 +92,18 @@ impl AttemptContext {
         if let Some(group) = &request.group {
             check_group(group).map_err(|e| invalid(e.to_string()))?;
         }
-        if request.unique_key.is_some() || request.unique_for_ms.is_some() {
-            return Err(invalid("this host does not know unique keys".into()));
+        let window = Duration::from_millis(request.unique_for_ms.unwrap_or(0));
+        if window > MAX_AHEAD {
+            let days = MAX_AHEAD.as_secs() / 86_400;
+            return Err(invalid(format!("the unique window is over the limit of {days} days")));
         }
+        let unique = match &request.unique_key {
+            Some(key) => Some(UniqueRule::named(key, window).map_err(|e| invalid(e.to_string()))?),
+            None if request.unique_for_ms.is_some() => {
+                return Err(invalid("a unique window needs a unique key".into()));
+            }
+            None => None,
+        };
         let delay = request.delay_ms.map(Duration::from_millis);
         if delay.is_some_and(|delay| delay > MAX_AHEAD) {
             let days = MAX_AHEAD.as_secs() / 86_400;
@@ -70,9 +117,12 @@ impl AttemptContext {
             )));
         }
         let generation = self.label.generation.saturating_add(1);
-        if generation > self.max_generation {
-            let most = self.max_generation;
-            return Err(Error::Limit(format!("a chain of added jobs ends after {most} of them")));
+        if generation > self.limits.generations {
+            let most = self.limits.generations;
+            return Err(Error::Limit(format!(
+                "a chain of added jobs ends after {most} generations; the operator's \
+                 `max-generations` allows more"
+            )));
         }
         let parent = &self.label.job_id;
         debug_assert!(parent.len() <= MAX_ID_BYTES);
@@ -91,9 +141,10 @@ impl AttemptContext {
             queue,
             queue_url: Some(self.label.address.clone()).filter(|url| url.contains("://")),
             group: request.group,
-            not_before: delay.map(|delay| now.after(delay)),
+            not_before: delay.filter(|delay| !delay.is_zero()).map(|delay| now.after(delay)),
             parent_id: Some(parent.clone()),
             generation,
+            unique,
         })
     }
 }

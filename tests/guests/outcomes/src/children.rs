@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use sqjobs_sdk::prelude::*;
 
-/// `add_children N [--kwarg name=.. queue=.. delay_ms=.. at_once=.. sleep_ms=.. fail=..]`: adds so
+/// `add_children N [--kwarg name=.. queue=.. delay_ms=.. unique_key=.. unique_for_ms=.. group=..
+/// at_once=.. sleep_ms=.. fail=..]`: adds so
 /// many jobs (`counter` by itself), sleeps, returns their ids, or fails after the adding.
 #[derive(Default)]
 pub(crate) struct AddChildren;
@@ -15,6 +16,9 @@ struct Children {
     name: String,
     queue: Option<String>,
     delay_ms: Option<u64>,
+    unique_key: Option<String>,
+    unique_for_ms: Option<u64>,
+    group: Option<String>,
     #[serde(default)]
     at_once: bool,
     #[serde(default)]
@@ -42,6 +46,15 @@ impl Job for AddChildren {
             if let Some(ms) = children.delay_ms {
                 child = child.delay(Duration::from_millis(ms));
             }
+            if let Some(key) = &children.unique_key {
+                child = child.unique_key(key);
+            }
+            if let Some(ms) = children.unique_for_ms {
+                child = child.unique_for(Duration::from_millis(ms));
+            }
+            if let Some(group) = &children.group {
+                child = child.group(group);
+            }
             if children.at_once {
                 child = child.at_once();
             }
@@ -52,6 +65,20 @@ impl Job for AddChildren {
             return Err(Failure::permanent("failed after the adding"));
         }
         Ok(ids)
+    }
+}
+
+/// `chain N`: adds itself with `N + 1`, for ever.
+#[derive(Default)]
+pub(crate) struct Chain;
+
+impl Job for Chain {
+    const NAME: &str = "chain";
+
+    fn run(&mut self, call: &Call) -> Result<impl Serialize> {
+        let link: u32 = call.arg(0)?;
+        add_job(NewJob::of::<Self>().arg(link + 1))?;
+        Ok(link)
     }
 }
 
@@ -87,6 +114,12 @@ mod tests {
         assert_eq!(outcome.added_jobs()[1].queue.as_deref(), Some("q"));
         let outcome = testing::attempt::<AddChildren>().arg(2).kwarg("fail", true).run();
         assert!(outcome.added_jobs().is_empty());
+    }
+
+    #[test]
+    fn a_chain_adds_its_next_link() {
+        let outcome = testing::attempt::<Chain>().arg(4).run();
+        assert_eq!(outcome.added_jobs()[0].args, "[5]");
     }
 
     #[test]

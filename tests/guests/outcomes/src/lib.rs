@@ -11,13 +11,13 @@ mod results;
 mod stages;
 mod traps;
 
-use children::{AddChildren, ProgressJob};
+use children::{AddChildren, Chain, ProgressJob};
 use effects::{Effect, UnrecordedEffect};
 use failures::{
     FailIn, FailPermanent, FailRetryAfter, FailThenSleep, FailTransient, FailUntil, NulError,
 };
 use look_around::LookAround;
-use options::{Described, Hurried, SlowUnrecorded, Unrecorded};
+use options::{Described, Hurried, Single, SlowUnrecorded, Unrecorded};
 use resources::{Allocate, Print, SleepMs, Spin};
 use results::{BadResult, BigResult, NoResult, NulResult};
 use stages::{Counter, Stages};
@@ -28,6 +28,7 @@ sqjobs_sdk::export!(
     Allocate,
     BadResult,
     BigResult,
+    Chain,
     Counter,
     Described,
     Effect,
@@ -46,6 +47,7 @@ sqjobs_sdk::export!(
     PanicJob,
     Print,
     ProgressJob,
+    Single,
     SleepMs,
     SlowUnrecorded,
     Spin,

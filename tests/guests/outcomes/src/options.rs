@@ -63,6 +63,23 @@ impl Job for Hurried {
     }
 }
 
+/// `single MS`: sleeps; one call with the same arguments at a time.
+#[derive(Default)]
+pub(crate) struct Single;
+
+impl Job for Single {
+    const NAME: &str = "single";
+
+    fn options() -> Options {
+        Options::new().unique(Unique::Arguments)
+    }
+
+    fn run(&mut self, call: &Call) -> Result<impl Serialize> {
+        std::thread::sleep(Duration::from_millis(call.arg(0)?));
+        Ok(())
+    }
+}
+
 /// `described`: says everything that a job can say about itself.
 #[derive(Default)]
 pub(crate) struct Described;
@@ -102,5 +119,6 @@ mod tests {
         assert_eq!(testing::attempt::<Described>().run().result::<u32>(), 7);
         assert!(testing::attempt::<Unrecorded>().arg(true).run().is_permanent());
         assert!(testing::attempt::<SlowUnrecorded>().arg(0).run().is_success());
+        assert!(testing::attempt::<Single>().arg(0).run().is_success());
     }
 }

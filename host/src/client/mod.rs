@@ -1,22 +1,31 @@
 //! Adding jobs: the [`Client`] behind `sqjobs-host add`, for Rust programs too.
 
+mod request;
 mod within;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Serialize;
-
-use crate::broker::{Attributes, Broker, BrokerError, EntryError, MAX_DELAY_SECS, message_bytes};
-use crate::clock::{Clock, MAX_AHEAD, Timestamp};
+use crate::broker::{
+    Attributes, Broker, BrokerError, EntryError, MAX_DELAY_SECS, Queue, message_bytes,
+};
+use crate::clock::{Clock, MAX_AHEAD};
 use crate::eager::{Eager, EagerError};
 use crate::failpoint;
-use crate::json::{self, JsonError};
+use crate::json::JsonError;
 use crate::payload::{self, Job, MAX_NAME_BYTES};
 use crate::sender::Sender;
 use crate::store::enqueue::{Enqueued, NewJob};
+use crate::store::modules::DeployedJob;
 use crate::store::outbox::OutboxRow;
+use crate::store::unique::UniqueRule;
 use crate::store::{Store, StoreError};
+
+pub use request::JobRequest;
+
+/// How long before its queue would drop it a delayed message must be visible; else its job waits
+/// in the database.
+const RETENTION_MARGIN: Duration = Duration::from_secs(3600);
 
 /// Why a job was not added.
 #[derive(Debug, thiserror::Error)]
@@ -65,9 +74,9 @@ pub enum AddError {
         /// The queue.
         queue: String,
     },
-    /// The delay is longer than can be planned.
+    /// The delay or the unique window is longer than can be planned.
     #[error(
-        "cannot add the job: its delay is over the limit of {} days", MAX_AHEAD.as_secs() / 86_400
+        "cannot add the job: its delay or unique window is over the limit of {} days", MAX_AHEAD.as_secs() / 86_400
     )]
     TooFarAhead,
     /// The queue will never take the message.
@@ -96,112 +105,6 @@ pub enum AddError {
     Eager(#[from] EagerError),
 }
 
-/// A job to be added.
-///
-/// ```
-/// use sqjobs::client::JobRequest;
-/// let request = JobRequest::new("adder_job").args(&[1, 2, 3, 4])?.queue("my_queue");
-/// # Ok::<(), sqjobs::client::AddError>(())
-/// ```
-#[derive(Debug, Clone)]
-pub struct JobRequest {
-    name: String,
-    args: String,
-    kwargs: String,
-    queue: Option<String>,
-    id: Option<String>,
-    group: Option<String>,
-    delay: Duration,
-}
-
-impl JobRequest {
-    /// A job without arguments, on the queue that it describes.
-    #[must_use]
-    pub fn new(name: impl Into<String>) -> Self {
-        Self {
-            name: name.into(),
-            args: "[]".into(),
-            kwargs: "{}".into(),
-            queue: None,
-            id: None,
-            group: None,
-            delay: Duration::ZERO,
-        }
-    }
-
-    /// Positional arguments: anything that serialises as a JSON array.
-    ///
-    /// # Errors
-    /// It can't be serialised, or is no array.
-    pub fn args(self, args: &impl Serialize) -> Result<Self, AddError> {
-        let text = serialised("args", args)?;
-        self.args_json(&text)
-    }
-
-    /// Named arguments: anything that serialises as a JSON object.
-    ///
-    /// # Errors
-    /// It can't be serialised, or is no object.
-    pub fn kwargs(self, kwargs: &impl Serialize) -> Result<Self, AddError> {
-        let text = serialised("kwargs", kwargs)?;
-        self.kwargs_json(&text)
-    }
-
-    /// Positional arguments: the text of a JSON array, passed on as it is.
-    ///
-    /// # Errors
-    /// It is no JSON array.
-    pub fn args_json(mut self, text: &str) -> Result<Self, AddError> {
-        let checked = json::check_array(text);
-        self.args = checked.map_err(|source| AddError::Arguments { what: "args", source })?.into();
-        Ok(self)
-    }
-
-    /// Named arguments: the text of a JSON object, passed on as it is.
-    ///
-    /// # Errors
-    /// It is no JSON object.
-    pub fn kwargs_json(mut self, text: &str) -> Result<Self, AddError> {
-        let checked = json::check_object(text);
-        self.kwargs =
-            checked.map_err(|source| AddError::Arguments { what: "kwargs", source })?.into();
-        Ok(self)
-    }
-
-    /// The queue, instead of the one that the deployed job describes.
-    #[must_use]
-    pub fn queue(mut self, queue: impl Into<String>) -> Self {
-        self.queue = Some(queue.into());
-        self
-    }
-
-    /// The job's id, the key by which it succeeds once; a fresh UUID without.
-    #[must_use]
-    pub fn id(mut self, id: impl Into<String>) -> Self {
-        self.id = Some(id.into());
-        self
-    }
-
-    /// Message group: order on a FIFO queue, tenant on a standard one.
-    #[must_use]
-    pub fn group(mut self, group: impl Into<String>) -> Self {
-        self.group = Some(group.into());
-        self
-    }
-
-    /// Time before the job may run.
-    #[must_use]
-    pub fn delay(mut self, delay: Duration) -> Self {
-        self.delay = delay;
-        self
-    }
-}
-
-fn serialised(what: &'static str, value: &impl Serialize) -> Result<String, AddError> {
-    serde_json::to_string(value)
-        .map_err(|error| AddError::Arguments { what, source: JsonError::Syntax(error.to_string()) })
-}
-
 /// What is known of a job when it is added.
 #[derive(Debug, Clone, Default)]
 pub struct KnownJob {
@@ -209,14 +112,23 @@ pub struct KnownJob {
     pub queue: Option<String>,
     /// Whether it records its result.
     pub records_result: bool,
+    /// Which calls of it count as the same.
+    pub unique: Option<UniqueRule>,
+}
+
+impl From<DeployedJob> for KnownJob {
+    fn from(job: DeployedJob) -> Self {
+        let unique = UniqueRule::of_description(&job.description);
+        Self { queue: job.queue, records_result: job.records_result, unique }
+    }
 }
 
 /// What became of an added job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Added {
-    /// The job's id.
+    /// The job's id; that of another one which holds its unique key, if one does.
     pub id: String,
-    /// Whether a job of this id was there already, so that nothing was added.
+    /// Whether the job was there already, so that nothing was added.
     pub is_existing: bool,
     /// Whether the job records its result, so that it can be waited for.
     pub records_result: bool,
@@ -259,10 +171,9 @@ impl Client {
     /// sweep of any worker.
     pub async fn add(&self, request: JobRequest) -> Result<Added, AddError> {
         let known = match &self.door {
-            Door::Queue { store, .. } => store
-                .deployed_job(&request.name)
-                .await?
-                .map(|job| KnownJob { queue: job.queue, records_result: job.records_result }),
+            Door::Queue { store, .. } => {
+                store.deployed_job(&request.name).await?.map(KnownJob::from)
+            }
             Door::Eager(_) => None,
         };
         self.add_known(request, known).await
@@ -310,10 +221,13 @@ impl Client {
             },
             (None, None) => return Err(AddError::NoQueue { job: job.name }),
         };
-        if request.delay > MAX_AHEAD {
+        let delay = request.at.map_or(request.delay, |instant| instant.since(now));
+        let unique = request.unique.or(known.as_ref().and_then(|known| known.unique.clone()));
+        let window = unique.as_ref().map_or(Duration::ZERO, |rule| rule.window);
+        if delay > MAX_AHEAD || window > MAX_AHEAD {
             return Err(AddError::TooFarAhead);
         }
-        let not_before = (!request.delay.is_zero()).then(|| now.after(request.delay));
+        let not_before = (!delay.is_zero()).then(|| now.after(delay));
         // Whatever we add has a row, by which it is known and sent: `record = false` drops only
         // the result.
         job.is_tracked = true;
@@ -330,9 +244,11 @@ impl Client {
             not_before,
             parent_id: None,
             generation: 0,
+            unique,
         };
-        check_size(sender, &new).await?;
-        enqueue(store, sender, new, records_result).await
+        let is_sent_by_sweep = check_queue(sender, &new, delay).await?;
+        let door = (store, sender);
+        enqueue(door, new, delay, records_result, is_sent_by_sweep).await
     }
 }
 
@@ -341,12 +257,12 @@ fn address(new: &NewJob) -> &str {
     new.queue_url.as_ref().unwrap_or(&new.queue)
 }
 
-/// Refuses what the queue would refuse, before anything is written. A queue that can't be asked
-/// now is no reason to refuse a job.
-async fn check_size(sender: &Sender, new: &NewJob) -> Result<(), AddError> {
+/// Refuses what the queue would refuse, before anything is written, and tells whether the job is
+/// left to the sweep. A queue that can't be asked now is no reason to refuse a job.
+async fn check_queue(sender: &Sender, new: &NewJob, delay: Duration) -> Result<bool, AddError> {
     let queue = match sender.queue(address(new)).await {
         Ok(queue) => queue,
-        Err(error) if error.is_transient() => return Ok(()),
+        Err(error) if error.is_transient() => return Ok(!delay.is_zero()),
         Err(error) => return Err(error.into()),
     };
     let (body, attributes) = payload::outgoing(&new.job, &Attributes::new());
@@ -355,46 +271,65 @@ async fn check_size(sender: &Sender, new: &NewJob) -> Result<(), AddError> {
         let limit = queue.max_message_bytes;
         return Err(AddError::TooLarge { size, limit, queue: queue.name });
     }
-    Ok(())
+    Ok(!delay.is_zero() && !can_wait_in(&queue, delay))
 }
 
-/// Writes the job's row and its outbox row, then sends it at once. If the sending fails or this
-/// process dies, the sweep of any worker sends it.
+/// Whether a queue keeps a message back so long: 15 minutes at most, none by itself on a FIFO
+/// queue, and not so long that it would be dropped soon after.
+fn can_wait_in(queue: &Queue, delay: Duration) -> bool {
+    !queue.is_fifo
+        && delay <= Duration::from_secs(u64::from(MAX_DELAY_SECS))
+        && delay.saturating_add(RETENTION_MARGIN) <= queue.retention
+}
+
+/// Writes the job's row and its outbox row, then sends it at once, unless it has to wait there.
+/// If the sending fails or this process dies, the sweep of any worker sends it.
 async fn enqueue(
-    store: &Store,
-    sender: &Sender,
+    (store, sender): (&Store, &Sender),
     new: NewJob,
+    delay: Duration,
     records_result: bool,
+    is_sent_by_sweep: bool,
 ) -> Result<Added, AddError> {
-    let added =
-        |is_existing| Added { id: new.job.id.clone(), is_existing, records_result, result: None };
-    let outbox_id = match store.enqueue(&new).await? {
-        Enqueued::Existing => return Ok(added(true)),
+    let added = |id: &str, is_existing| Added {
+        id: id.to_owned(),
+        is_existing,
+        records_result,
+        result: None,
+    };
+    let id = new.job.id.as_str();
+    let enqueued = match is_sent_by_sweep {
+        true => store.enqueue_for_sweep(&new).await?,
+        false => store.enqueue(&new).await?,
+    };
+    let outbox_id = match enqueued {
+        Enqueued::Existing => return Ok(added(id, true)),
+        Enqueued::Held(holder) => return Ok(added(&holder, true)),
         Enqueued::Conflict => return Err(AddError::IdConflict { id: new.job.id }),
-        Enqueued::Added { is_next: false, .. } => return Ok(added(false)),
+        Enqueued::Added { is_next: false, .. } => return Ok(added(id, false)),
         Enqueued::Added { outbox_id, is_next: true } => outbox_id,
     };
     failpoint::reach("outbox-added", &new.job.name);
-    let not_before = new.not_before.unwrap_or(Timestamp(0));
-    let wait = not_before.since(Clock::system().now());
-    if wait <= Duration::from_secs(u64::from(MAX_DELAY_SECS)) {
-        let row = OutboxRow {
-            id: outbox_id,
-            job: new.job.clone(),
-            queue: address(&new).to_owned(),
-            group: new.group.clone(),
-            not_before,
-            send_number: 1,
-            attributes: Attributes::new(),
-            body: None,
-            tries: 0,
-        };
-        let refused = sender.send_rows(address(&new), std::slice::from_ref(&row)).await?;
-        if let Some((_, error)) = refused.into_iter().next() {
-            return Err(AddError::Undeliverable { id: new.job.id, queue: new.queue, error });
-        }
+    if is_sent_by_sweep {
+        return Ok(added(id, false));
     }
-    Ok(added(false))
+    let row = OutboxRow {
+        id: outbox_id,
+        job: new.job.clone(),
+        queue: address(&new).to_owned(),
+        group: new.group.clone(),
+        delay,
+        send_number: 1,
+        attributes: Attributes::new(),
+        body: None,
+        aside: None,
+        tries: 0,
+    };
+    let refused = sender.send_rows(address(&new), std::slice::from_ref(&row)).await?;
+    if let Some((_, error)) = refused.into_iter().next() {
+        return Err(AddError::Undeliverable { id: new.job.id, queue: new.queue, error });
+    }
+    Ok(added(id, false))
 }
 
 async fn run_eagerly(eager: &Eager, job: &Job) -> Result<Added, AddError> {
@@ -414,7 +349,7 @@ mod tests {
 
     use super::*;
     use crate::broker::{
-        Delivery, Depth, EntryResults, NewQueue, OutgoingMessage, Queue, Receipt, ReceiveOptions,
+        Delivery, Depth, EntryResults, NewQueue, OutgoingMessage, Receipt, ReceiveOptions,
     };
     use crate::store::Database;
 

@@ -1,13 +1,17 @@
-//! `dead`: what was put aside, with reason and exact body.
+//! `dead`: what was put aside, with reason and exact body; sent again or discarded.
+
+mod bulk;
+mod filter;
 
 use clap::builder::NonEmptyStringValueParser;
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{is_json, open_store_to_read, print, results};
 use crate::config::Config;
-use crate::store::dead::{DeadEntry, DeadFilter, DeadKind};
+use crate::store::dead::DeadEntry;
+use crate::store::read::AttemptStatus;
 use crate::text::printable_block;
 
 #[derive(Subcommand)]
@@ -20,48 +24,19 @@ pub(super) enum DeadCommand {
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         id: String,
     },
+    /// Send entries again: jobs under their ids, other messages exactly as they were
+    Retry(bulk::BulkArguments),
+    /// Delete entries for good
+    Discard(bulk::BulkArguments),
 }
 
 #[derive(Args)]
 pub(super) struct DeadListArguments {
-    /// Only this kind
-    #[arg(long)]
-    kind: Option<Kind>,
-    /// Only of this queue
-    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
-    queue: Option<String>,
-    /// Only of this job
-    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
-    job: Option<String>,
+    #[command(flatten)]
+    filter: filter::FilterArguments,
     /// At most so many [default: all]
     #[arg(long, allow_hyphen_values = true, value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
-}
-
-/// The kinds of [`DeadKind`], as words of the command line.
-#[derive(Clone, Copy, ValueEnum)]
-enum Kind {
-    Malformed,
-    UnknownJob,
-    IdConflict,
-    Failed,
-    Crashed,
-    Undeliverable,
-    Lost,
-}
-
-impl From<Kind> for DeadKind {
-    fn from(kind: Kind) -> Self {
-        match kind {
-            Kind::Malformed => Self::Malformed,
-            Kind::UnknownJob => Self::UnknownJob,
-            Kind::IdConflict => Self::IdConflict,
-            Kind::Failed => Self::Failed,
-            Kind::Crashed => Self::Crashed,
-            Kind::Undeliverable => Self::Undeliverable,
-            Kind::Lost => Self::Lost,
-        }
-    }
 }
 
 #[derive(Serialize)]
@@ -76,9 +51,49 @@ struct DeadJson<'a> {
     body: &'a str,
     attributes: Option<Box<RawValue>>,
     received_at: String,
+    /// Only for one entry: a list would ask for each of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attempts: Option<Vec<AttemptJson<'a>>>,
 }
 
-fn to_json(entry: &DeadEntry) -> anyhow::Result<String> {
+#[derive(Serialize)]
+struct AttemptJson<'a> {
+    number: i64,
+    outcome: &'a str,
+    stage: Option<&'a str>,
+    error: Option<&'a str>,
+    backtrace: Option<&'a str>,
+    logs: Option<&'a str>,
+    warnings: Option<&'a str>,
+    module: &'a str,
+    module_digest: &'a str,
+    worker: &'a str,
+    started_at: String,
+    finished_at: Option<String>,
+    duration_ms: Option<i64>,
+}
+
+impl<'a> AttemptJson<'a> {
+    fn new(attempt: &'a AttemptStatus) -> Self {
+        Self {
+            number: attempt.number,
+            outcome: &attempt.outcome,
+            stage: attempt.stage.as_deref(),
+            error: attempt.error.as_deref(),
+            backtrace: attempt.backtrace.as_deref(),
+            logs: attempt.logs.as_deref(),
+            warnings: attempt.warnings.as_deref(),
+            module: &attempt.module,
+            module_digest: &attempt.module_digest,
+            worker: &attempt.worker_id,
+            started_at: attempt.started_at.to_string(),
+            finished_at: attempt.finished_at.map(|time| time.to_string()),
+            duration_ms: attempt.duration_ms,
+        }
+    }
+}
+
+fn to_json(entry: &DeadEntry, attempts: Option<&[AttemptStatus]>) -> anyhow::Result<String> {
     Ok(serde_json::to_string(&DeadJson {
         id: &entry.id,
         kind: &entry.kind,
@@ -90,6 +105,7 @@ fn to_json(entry: &DeadEntry) -> anyhow::Result<String> {
         body: &String::from_utf8_lossy(&entry.body),
         attributes: print::raw(Some(&entry.attributes)),
         received_at: entry.received_at.to_string(),
+        attempts: attempts.map(|attempts| attempts.iter().map(AttemptJson::new).collect()),
     })?)
 }
 
@@ -97,24 +113,23 @@ pub(super) async fn dead(config: &Config, command: &DeadCommand) -> anyhow::Resu
     match command {
         DeadCommand::List(arguments) => list(config, arguments).await,
         DeadCommand::Show { id } => show(config, id).await,
+        DeadCommand::Retry(arguments) => bulk::retry(config, arguments).await,
+        DeadCommand::Discard(arguments) => bulk::discard(config, arguments).await,
     }
 }
 
 async fn list(config: &Config, arguments: &DeadListArguments) -> anyhow::Result<()> {
-    let filter = DeadFilter {
-        kind: arguments.kind.map(|kind| DeadKind::from(kind).name().to_owned()),
-        queue: arguments.queue.clone(),
-        job: arguments.job.clone(),
-        limit: arguments.limit,
-    };
+    arguments.filter.check()?;
     let store = open_store_to_read(config).await?;
+    let filter = arguments.filter.filter(store.now().await?)?;
+    let limit = arguments.limit;
     if is_json(config) {
-        return store.each_dead(&filter, |entry| print::json(&to_json(&entry)?)).await;
+        return store.each_dead(&filter, limit, |entry| print::json(&to_json(&entry, None)?)).await;
     }
     let mut grid = print::Grid::new(&["id", "kind", "queue", "job", "received", "reason"]);
     let mut count = 0u64;
     store
-        .each_dead(&filter, |entry| {
+        .each_dead(&filter, limit, |entry| {
             count += 1;
             let job = entry.job.as_deref().unwrap_or("");
             let received = entry.received_at.to_string();
@@ -134,8 +149,13 @@ async fn show(config: &Config, id: &str) -> anyhow::Result<()> {
     let Some(entry) = store.dead(id).await? else {
         anyhow::bail!("nothing of id `{id}` was put aside in {}; see `dead list`", store.label());
     };
+    // An id that belongs to another job is no reason to show that one's attempts.
+    let attempts = match &entry.job_id {
+        Some(job_id) if *job_id == entry.id => store.attempts(job_id).await?,
+        _ => Vec::new(),
+    };
     if is_json(config) {
-        return print::json(&to_json(&entry)?);
+        return print::json(&to_json(&entry, Some(&attempts))?);
     }
     let mut grid = print::Grid::new(&[]);
     for (name, value) in [
@@ -156,12 +176,5 @@ async fn show(config: &Config, id: &str) -> anyhow::Result<()> {
     grid.print()?;
     print::line("\nbody:")?;
     print::line(&printable_block(&String::from_utf8_lossy(&entry.body)))?;
-    if let Some(job_id) = &entry.job_id
-        && *job_id == entry.id
-    {
-        for attempt in store.attempts(job_id).await? {
-            results::show_attempt(&attempt)?;
-        }
-    }
-    Ok(())
+    attempts.iter().try_for_each(results::show_attempt)
 }
