@@ -52,6 +52,11 @@ pub const POINTS: &[&str] = &[
     "outbox-sent",
     "outbox-refused",
     "outbox-noted",
+    // What an operator and the time do to jobs.
+    "cancel-written",
+    "cancelled",
+    "stopping",
+    "prune-written",
 ];
 
 static IS_ARMED: AtomicBool = AtomicBool::new(false);

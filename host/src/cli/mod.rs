@@ -1,12 +1,16 @@
 //! The command tree. Data goes to standard output, all else to standard error; exit codes are
 //! 0 done, 1 failed, 2 wrong usage.
 
+mod cancel;
+mod confirm;
 mod dead;
 mod enqueue;
+mod list;
 mod migrate;
 mod modules;
 mod new;
 mod print;
+mod queues;
 mod results;
 mod run;
 mod work;
@@ -95,7 +99,12 @@ enum Command {
     /// Show a job
     Status(results::StatusArguments),
     /// List jobs, newest first
-    List(results::ListArguments),
+    List(list::ListArguments),
+    /// Cancel jobs: those that wait never run, those that run are stopped
+    Cancel(cancel::CancelArguments),
+    /// Queues: how full they are; create, pause, resume, empty them
+    #[command(subcommand)]
+    Queues(queues::QueuesCommand),
     /// What was put aside: messages that can't be run, jobs that failed for good
     #[command(subcommand)]
     Dead(dead::DeadCommand),
@@ -157,10 +166,8 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     let is_worker = matches!(arguments.command, Command::Worker(_));
     let mut flags = arguments.global.flags();
     if let Command::Worker(worker) = &arguments.command {
-        for (name, is_set) in [("migrate", worker.migrate), ("strict", worker.strict)] {
-            if is_set {
-                flags.values.insert(name, vec!["true".into()]);
-            }
+        for (name, value) in worker.settings() {
+            flags.values.insert(name, vec![value]);
         }
     }
     let config = Arc::new(Config::load(&flags)?);
@@ -183,7 +190,9 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             Command::Add(arguments) => enqueue::add(config, &arguments).await,
             Command::Run(arguments) => run::run(config, &arguments).await,
             Command::Status(arguments) => results::status(&config, &arguments).await,
-            Command::List(arguments) => results::list(&config, &arguments).await,
+            Command::List(arguments) => list::list(&config, &arguments).await,
+            Command::Cancel(arguments) => cancel::cancel(&config, &arguments).await,
+            Command::Queues(command) => queues::queues(&config, &command).await,
             Command::Dead(command) => dead::dead(&config, &command).await,
             Command::Jobs => modules::jobs(&config).await,
             Command::Inspect(arguments) => modules::inspect(&config, &arguments).await,

@@ -8,6 +8,8 @@ use tracing::{info, warn};
 use super::enqueue::check_queue;
 use super::{migrate, open_broker, open_store};
 use crate::config::{BrokerKind, Config};
+use crate::exporter::Exporter;
+use crate::listen;
 use crate::registry::Registry;
 use crate::registry::cache::Cache;
 use crate::registry::load::Loader;
@@ -26,6 +28,28 @@ pub(super) struct WorkerArguments {
     /// Serve the queues in the order given: a later one only while the earlier ones are empty
     #[arg(long)]
     pub(super) strict: bool,
+    /// Keep finished jobs whole for so long, such as 7d; later only what fences them off
+    /// [default: for ever]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub(super) keep: Option<String>,
+    /// Keep so many finished jobs whole [default: all]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub(super) keep_count: Option<String>,
+    /// Answer /livez, /readyz and /metrics here, such as 127.0.0.1:9464 [default: off]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) listen: Option<String>,
+}
+
+impl WorkerArguments {
+    /// What the command line says of the worker's settings.
+    pub(super) fn settings(&self) -> Vec<(&'static str, String)> {
+        let switches = [("migrate", self.migrate), ("strict", self.strict)];
+        let texts =
+            [("keep", &self.keep), ("keep-count", &self.keep_count), ("listen", &self.listen)];
+        let switches = switches.into_iter().filter(|(_, is_set)| *is_set);
+        let texts = texts.into_iter().filter_map(|(name, text)| Some((name, text.clone()?)));
+        switches.map(|(name, _)| (name, "true".to_owned())).chain(texts).collect()
+    }
 }
 
 pub(super) async fn worker(config: Arc<Config>, arguments: &WorkerArguments) -> anyhow::Result<()> {
@@ -47,6 +71,10 @@ pub(super) async fn worker(config: Arc<Config>, arguments: &WorkerArguments) -> 
     );
     // Before anything is opened, so that no signal finds us without ears.
     let stopping = crate::shutdown::listen()?;
+    let listener = match config.listen {
+        Some(address) => Some(listen::bind(address).await?),
+        None => None,
+    };
     let store = if config.migrate {
         let store = Store::open(&config.database(kind)).await?;
         migrate::bring_up(&store).await?;
@@ -76,6 +104,10 @@ pub(super) async fn worker(config: Arc<Config>, arguments: &WorkerArguments) -> 
         stopping,
     )
     .await?;
+    if let Some(listener) = listener {
+        info!("listening on http://{}", listener.local_addr()?);
+        worker.listen(listener, Exporter::install());
+    }
     info!(
         concurrency = config.concurrency,
         "ready: polling {} on {}",

@@ -4,6 +4,7 @@
 mod read;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ const DATABASE_FILE: &str = "sqjobs.db";
 /// Most attempts of one process at once. Each reserves 16 GiB of address space, and a process
 /// has 128 TiB of it.
 const MAX_CONCURRENCY: u64 = 4000;
+/// Most finished jobs that `keep-count` may name: finding the last one to be kept counts them.
+const MAX_KEEP_COUNT: u64 = 10_000_000;
 
 /// Everything that is wrong with the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -112,6 +115,12 @@ pub struct Config {
     pub strict: bool,
     /// How long running attempts have when the worker is told to stop.
     pub grace: Duration,
+    /// How long after its end a job is kept whole; `None`: for ever.
+    pub keep: Option<Duration>,
+    /// How many finished jobs are kept whole; `None`: all.
+    pub keep_count: Option<u64>,
+    /// Where the worker answers probes and scrapers; `None`: nowhere.
+    pub listen: Option<SocketAddr>,
     /// Whether the worker brings a PostgreSQL schema to its version by itself.
     pub migrate: bool,
     /// How data is printed.
@@ -137,7 +146,7 @@ enum DatabaseChoice {
 }
 
 /// The settings that have a flag, an environment variable and a key, with what each is for.
-const SETTINGS: [&str; 17] = [
+const SETTINGS: [&str; 20] = [
     "database",
     "database-password-file",
     "schema",
@@ -148,6 +157,9 @@ const SETTINGS: [&str; 17] = [
     "lease",
     "grace",
     "strict",
+    "keep",
+    "keep-count",
+    "listen",
     "migrate",
     "output",
     "log-format",
@@ -211,6 +223,9 @@ impl Config {
         let lease = reader.duration("lease", Duration::from_secs(5), most_lease);
         let grace = reader.duration("grace", Duration::ZERO, most_lease);
         let strict = reader.boolean("strict");
+        let keep = reader.duration("keep", Duration::ZERO, MAX_AHEAD);
+        let keep_count = reader.number("keep-count", 0, MAX_KEEP_COUNT);
+        let listen = reader.address("listen");
         let migrate = reader.boolean("migrate");
         let defaults = job_settings(&mut reader.table("defaults"), false);
         let mut jobs = BTreeMap::new();
@@ -238,6 +253,9 @@ impl Config {
             lease: lease.unwrap_or(Duration::from_secs(30)),
             grace: grace.unwrap_or(Duration::from_secs(25)),
             strict: strict.unwrap_or(false),
+            keep,
+            keep_count,
+            listen,
             migrate: migrate.unwrap_or(false),
             output: output.unwrap_or(Output::Text),
             log_format: log_format.unwrap_or(LogFormat::Text),

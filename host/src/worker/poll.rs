@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use tracing::debug;
+use tracing::{debug, info};
 
 use super::Shared;
 use super::message::{Message, Polled};
@@ -23,7 +23,7 @@ use super::slots::{Lent, Slot};
 use crate::broker::{BrokerError, Delivery, MAX_BATCH, MAX_WAIT_SECS, ReceiveOptions};
 use crate::failpoint;
 use crate::metrics;
-use crate::outage::{Backoff, Outage};
+use crate::outage::Backoff;
 
 /// How long a receive waits for ten free slots while other jobs run.
 const FILL: Duration = Duration::from_millis(10);
@@ -54,18 +54,37 @@ struct Polling {
 /// Receives from one queue until the worker stops.
 pub(super) async fn poll(shared: Arc<Shared>, polled: Arc<Polled>) {
     let queue = &polled.queue;
-    let outage = Outage::new(&format!("receive from queue `{}`", queue.name));
+    let outage = &polled.receive_outage;
     let mut backoff = Backoff::default();
     let mut polls = FuturesUnordered::new();
     // A queue that filled its last answer has more: it is asked again before that is worked off.
     let mut is_full = false;
     let mut is_idle = true;
     loop {
+        if shared.pauses.is_paused(&queue.name) {
+            info!(queue = %queue.name, "queue `{}` is paused: nothing is received from it", queue.name);
+            let last = async {
+                while let Some(polling) = polls.next().await {
+                    turn_back(&shared, &polled, polling);
+                }
+            };
+            // Cut off, what it may have received becomes visible when its lease ends.
+            let _ = tokio::time::timeout(LAST_RECEIVE, last).await;
+            polls = FuturesUnordered::new();
+            tokio::select! {
+                biased;
+                () = shared.stopping.cancelled() => break,
+                () = shared.pauses.until(&queue.name, false) => {}
+            }
+            info!(queue = %queue.name, "queue `{}` is no longer paused", queue.name);
+            (is_full, is_idle) = (false, true);
+        }
         let may_ask = polls.is_empty() || (is_full && polls.len() < MAX_POLLS);
         let most = if is_idle && !polled.is_only { 1 } else { MAX_BATCH };
         tokio::select! {
             biased;
             () = shared.stopping.cancelled() => break,
+            () = shared.pauses.until(&queue.name, true) => continue,
             Some(polling) = polls.next(), if !polls.is_empty() => {
                 let Polling { asked, kept, received } = polling;
                 let pause = match received {
@@ -108,6 +127,21 @@ pub(super) async fn poll(shared: Arc<Shared>, polled: Arc<Polled>) {
     };
     // Cut off, what it may have received becomes visible when its lease ends.
     let _ = tokio::time::timeout(LAST_RECEIVE, last).await;
+}
+
+/// Gives back at once what a receive has brought.
+fn turn_back(shared: &Arc<Shared>, polled: &Arc<Polled>, polling: Polling) {
+    let Polling { kept, received, .. } = polling;
+    drop(kept);
+    for delivery in received.unwrap_or_default() {
+        let (shared, polled) = (shared.clone(), polled.clone());
+        let tracker = shared.attempts.clone();
+        tracker.spawn(async move {
+            let lease = shared.leases.hold(&polled.queue, &delivery);
+            let (worker, polled) = (&*shared, &*polled);
+            Message { worker, polled, delivery, must_leave: false }.turn_back(lease).await;
+        });
+    }
 }
 
 /// One receive call: a long one where that keeps no slot from another queue.
@@ -214,6 +248,11 @@ async fn run_group(shared: &Shared, polled: &Polled, group: Vec<(Delivery, Slot)
         // be overtaken.
         let must_leave = waiting.iter().any(|(other, ..)| polled.is_last_receipt(other));
         let message = Message { worker: shared, polled, delivery, must_leave };
+        if shared.pauses.is_paused(&polled.queue.name) {
+            drop(slot);
+            message.turn_back(lease).await;
+            break;
+        }
         if !lease.is_held() || process(message, lease, slot).await == Settled::Stays {
             break;
         }
@@ -234,6 +273,7 @@ async fn wait_for_slot(shared: &Shared, polled: &Polled, delivery: Delivery) {
     let slot = tokio::select! {
         biased;
         () = shared.stopping.cancelled() => None,
+        () = shared.pauses.until(&polled.queue.name, true) => None,
         slot = shared.slots.take(polled.index, true) => Some(slot),
         () = tokio::time::sleep(patience) => None,
     };
