@@ -32,6 +32,7 @@ macro_rules! on_every_pair {
 }
 
 mod broker_contract;
+mod cancel;
 mod cli;
 mod config;
 mod crash;
@@ -40,6 +41,8 @@ mod fifo;
 mod leases;
 mod lifecycle;
 mod limits;
+mod listen;
+mod lists;
 mod message_path;
 mod migrate;
 mod model;
@@ -47,6 +50,8 @@ mod modules;
 mod old_producers;
 mod outages;
 mod output;
+mod queues;
+mod retention;
 mod shutdown;
 mod slots;
 mod store_contract;
