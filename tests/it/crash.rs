@@ -286,6 +286,7 @@ fn add_killed_at(setup: &Setup, point: &str) {
 fn prune_killed_at(setup: &Setup, point: &str) -> Vec<(String, i64)> {
     send(setup, VICTIM, "effect", "{}");
     let mut first = setup.worker(&SHORT);
+    first.wait_until_ready();
     wait_until_settled(setup, 1);
     assert_eq!(first.terminate(), Some(0), "{}", first.shown());
     let mut second = setup.worker_killed_at(point, &[&SHORT[..], &["--keep", "0s"]].concat());

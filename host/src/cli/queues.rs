@@ -235,7 +235,7 @@ async fn create(
         }
     }
     if !differences.is_empty() {
-        differences.iter().for_each(|difference| print::note(difference));
+        differences.iter().for_each(print::note);
         anyhow::bail!(
             "a queue of this name exists with other attributes, and nothing was changed; change them by the tools of your broker, or take another name"
         );

@@ -165,11 +165,23 @@ impl Model {
         for (owner, message_id) in owners.into_iter().zip(self.setup.send_bodies(&texts)) {
             fresh[owner].message_ids.push(message_id);
         }
-        for job in fresh.iter().filter(|job| job.kind == Kind::Added) {
-            let request = JobRequest::new("effect").id(&job.id).queue(&self.setup.queue);
+        self.cancel();
+        for job in &fresh {
+            let request = match job.kind {
+                Kind::Added => JobRequest::new("effect"),
+                Kind::Cancelled => JobRequest::new("sleep_ms").args(&[600_000]).unwrap(),
+                _ => continue,
+            };
+            let request = request.id(&job.id).queue(&self.setup.queue);
             RUNTIME.block_on(self.client.add(request)).unwrap();
         }
         self.planned.append(&mut fresh);
+    }
+
+    /// Cancels what was added for that, whether it waits, runs, or was running on a worker that is
+    /// gone.
+    fn cancel(&self) {
+        let _ = self.setup.run(&["cancel", "--job", "sleep_ms", "--yes"]).ok();
     }
 
     /// Kills a worker, or stops it, or lets all be; those that are gone are replaced.
@@ -215,6 +227,7 @@ impl Model {
         for worker in self.workers.iter_mut().filter(|worker| worker.is_none()) {
             *worker = Some(self.setup.worker(&Self::ARGUMENTS));
         }
+        self.cancel();
         let setup = &self.setup;
         let is_at_rest = || {
             setup.depth() == [0, 0, 0]

@@ -9,6 +9,8 @@ pub(super) enum Kind {
     Good,
     /// Succeeds at once, added by our own client, through the outbox.
     Added,
+    /// Would run for ten minutes, added by our own client, and is cancelled in the next round.
+    Cancelled,
     /// Fails transiently before its second or third attempt.
     Fickle,
     /// Asks to be run again in a second, then succeeds.
@@ -40,9 +42,10 @@ pub(super) enum Kind {
 }
 
 /// How often each kind is drawn, of all the draws.
-const WEIGHTS: [(Kind, u32); 16] = [
+const WEIGHTS: [(Kind, u32); 17] = [
     (Kind::Good, 30),
     (Kind::Added, 8),
+    (Kind::Cancelled, 4),
     (Kind::Fickle, 8),
     (Kind::Late, 4),
     (Kind::Hopeless, 3),
@@ -97,7 +100,7 @@ impl Planned {
         let good = body("effect", "[]", &format!(r#"{{"ms": {ms}}}"#));
         match self.kind {
             Kind::Good => vec![good],
-            Kind::Added => Vec::new(),
+            Kind::Added | Kind::Cancelled => Vec::new(),
             Kind::Fickle => {
                 vec![body("effect", "[]", &format!(r#"{{"fail_before": {attempt}}}"#))]
             }
@@ -123,6 +126,7 @@ impl Planned {
     pub(super) fn status(&self) -> Option<&'static str> {
         match self.kind {
             Kind::Malformed => None,
+            Kind::Cancelled => Some("CANCELLED"),
             _ if self.is_dead() => Some("FAILURE"),
             _ => Some("SUCCESS"),
         }

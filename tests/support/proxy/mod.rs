@@ -200,7 +200,7 @@ async fn serve(client: TcpStream, shared: &Mutex<Shared>) -> io::Result<()> {
 
 impl Shared {
     fn draw(&mut self, action: &str) -> Fate {
-        if self.denied.iter().any(|denied| *denied == action) {
+        if self.denied.contains(&action) {
             return Fate::Denied;
         }
         let faults = self.faults;
