@@ -56,6 +56,11 @@ pub const POINTS: &[&str] = &[
     // The dead list, a batch at a time.
     "retry-written",
     "retried",
+    // What an operator and the time do to jobs.
+    "cancel-written",
+    "cancelled",
+    "stopping",
+    "prune-written",
 ];
 
 /// The points of a beater's claim, one after the other; it runs in no worker's path.

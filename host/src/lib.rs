@@ -16,7 +16,9 @@
 //! 10. `worker/settle.rs`: deletes and returns, in batches. [`metrics`]: what is counted.
 //!
 //! Beside the path: `worker/message.rs`, the ways in which a message leaves the worker's hands;
-//! `worker/lost.rs`, jobs whose message is gone.
+//! `worker/lost.rs`, jobs whose message is gone; `worker/control.rs`, cancelled jobs and paused
+//! queues; `worker/prune.rs`, what is kept of jobs that are done; `worker/pulse.rs`, whether the
+//! worker lives and can work, told by [`listen`] and [`exporter`].
 //!
 //! # A module file
 //!
@@ -65,8 +67,10 @@ pub mod client;
 pub mod clock;
 pub mod config;
 pub mod eager;
+pub mod exporter;
 pub mod failpoint;
 pub mod json;
+pub mod listen;
 pub mod metrics;
 mod outage;
 pub mod outcome;

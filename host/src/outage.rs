@@ -33,6 +33,11 @@ impl Outage {
         }
     }
 
+    /// Whether the last try failed.
+    pub(crate) fn is_on(&self) -> bool {
+        self.is_on.load(Ordering::Relaxed)
+    }
+
     /// Notes a success; the end of an outage is logged.
     pub(crate) fn over(&self) {
         if self.is_on.load(Ordering::Relaxed) && self.is_on.swap(false, Ordering::SeqCst) {

@@ -267,6 +267,8 @@ fn completions_are_printed_for_each_shell() {
 fn wrong_usage_exits_2_and_names_what_was_expected() {
     let project = Project::with_guests(&["adder"]);
     let long = "x".repeat(257);
+    // Its dead-letter queue's name would be too long.
+    let nearly = "q".repeat(78);
     let cases: &[(&[&str], &[&str])] = &[
         (&["nonsense"], &["nonsense"]),
         (&["worker"], &["queue"]),
@@ -319,6 +321,21 @@ fn wrong_usage_exits_2_and_names_what_was_expected() {
         (&["list", "--limit", "99999999999999999999999"], &["limit"]),
         (&["list", "--job", ""], &["--job"]),
         (&["list", "--queue", ""], &["--queue"]),
+        (&["list", "--since", "tomorrow"], &["--since", "2h"]),
+        (&["list", "--error", ""], &["--error"]),
+        (&["list", "--follow", "--after", "x"], &["--follow", "--after"]),
+        (&["cancel"], &["ID", "--job", "--all"]),
+        (&["cancel", ""], &["ID"]),
+        (&["cancel", "x", "--all"], &["--all"]),
+        (&["cancel", "--status", "success"], &["PENDING", "RUNNING", "RETRY"]),
+        (&["queues"], &["list", "create", "pause", "purge"]),
+        (&["queues", "create", "a/b"], &["letters"]),
+        (&["queues", "create", &nearly], &["80"]),
+        (&["queues", "pause", ""], &["letters"]),
+        (&["worker", "q", "--keep", "-1d"], &["--keep", "-1d"]),
+        (&["worker", "q", "--keep", "7"], &["--keep", "30s"]),
+        (&["worker", "q", "--keep-count", "-1"], &["--keep-count"]),
+        (&["worker", "q", "--listen", "localhost"], &["--listen", "127.0.0.1:9464"]),
         (&["dead", "list", "--kind", "bogus"], &["bogus", "malformed", "unknown-job", "lost"]),
         (&["dead", "list", "--limit", "-1"], &["limit"]),
         (&["dead", "show", ""], &["<ID>"]),
@@ -345,6 +362,8 @@ fn help_and_version_are_data() {
         "run",
         "status",
         "list",
+        "cancel",
+        "queues",
         "dead",
         "jobs",
         "inspect",

@@ -46,6 +46,12 @@ enum Story {
     Again,
     /// The outbox holds a row for a queue that there can't be.
     Undeliverable,
+    /// `cancel` of a job that waits dies on its way.
+    CancelWaiting,
+    /// The worker dies as it stops a job that was cancelled.
+    CancelRunning,
+    /// The worker dies as it prunes a job that is done.
+    Prune,
 }
 
 /// A kill, and how often the watched job has then run to its end, once all is over.
@@ -119,6 +125,11 @@ const KILLS: &[Kill] = &[
     kill("outbox-sent", Story::Again, 1),
     kill("outbox-noted", Story::Again, 1),
     kill("outbox-refused", Story::Undeliverable, 0),
+    // Before the commit nothing was cancelled.
+    kill("cancel-written", Story::CancelWaiting, 1),
+    kill("cancelled", Story::CancelWaiting, 0),
+    kill("stopping", Story::CancelRunning, 0),
+    kill("prune-written", Story::Prune, 1),
 ];
 
 #[test]
@@ -227,6 +238,13 @@ impl Kill {
             Story::Malformed => drop(setup.send_body("no job at all")),
             Story::Extend => send(setup, VICTIM, "effect", r#"{"ms": 4000}"#),
             Story::Drain => send(setup, VICTIM, "effect", r#"{"ms": 3000}"#),
+            Story::CancelWaiting => {
+                let _ = setup.add(&["effect", "--id", VICTIM]);
+                command_killed_at(setup, self.point, &["cancel", VICTIM]);
+                return Vec::new();
+            }
+            Story::CancelRunning => send(setup, VICTIM, "effect", r#"{"ms": 60000}"#),
+            Story::Prune => return prune_killed_at(setup, self.point),
             Story::Child => drop(setup.add(&["add_children", "1", "--kwarg", "name=effect"])),
             Story::Add => {
                 killed_at(setup, self.point, &add(setup, &[]));
@@ -277,6 +295,12 @@ impl Kill {
             });
             worker.signal("TERM");
         }
+        if self.story == Story::CancelRunning {
+            wait::until_true("a running job", || {
+                worker.log().iter().any(|line| line.contains("begun"))
+            });
+            let _ = setup.run(&["cancel", VICTIM]).ok();
+        }
         if self.story == Story::Park {
             worker.wait_until_ready();
             wait::until_true("the end of the worker", || {
@@ -321,6 +345,18 @@ fn send(setup: &Setup, id: &str, name: &str, kwargs: &str) {
     setup.send_body(&format!(r#"{{"id": "{id}", "name": "{name}", "kwargs": {kwargs}}}"#));
 }
 
+/// Has a job be done, and then pruned by a worker that dies at the point.
+fn prune_killed_at(setup: &Setup, point: &str) -> Vec<(String, i64)> {
+    send(setup, VICTIM, "effect", "{}");
+    let mut first = setup.worker(&SHORT);
+    first.wait_until_ready();
+    wait_until_settled(setup, 1);
+    assert_eq!(first.terminate(), Some(0), "{}", first.shown());
+    let mut second = setup.worker_killed_at(point, &[&SHORT[..], &["--keep", "0s"]].concat());
+    second.wait_until_killed_at(point);
+    [ends(&first), ends(&second)].concat()
+}
+
 /// The command that adds the watched job, with these arguments besides.
 fn add(setup: &Setup, more: &[&str]) -> Vec<String> {
     let args = ["add", "--queue", &setup.queue, "--id", VICTIM, "effect"];
@@ -341,7 +377,12 @@ fn give_up(setup: &Setup) {
 /// Runs a command that dies at the point.
 fn killed_at(setup: &Setup, point: &str, args: &[String]) {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let mut command = setup.project.command(&args);
+    command_killed_at(setup, point, &args);
+}
+
+/// Runs a command that dies at the point.
+fn command_killed_at(setup: &Setup, point: &str, args: &[&str]) {
+    let mut command = setup.project.command(args);
     command.env(sqjobs::failpoint::VARIABLE, format!("{point}=kill"));
     let output = support::Output::of(command);
     assert_eq!(output.code, None, "{output}");

@@ -33,6 +33,7 @@ macro_rules! on_every_pair {
 
 mod beater;
 mod broker_contract;
+mod cancel;
 mod children;
 mod cli;
 mod config;
@@ -51,6 +52,8 @@ mod http_grants;
 mod leases;
 mod lifecycle;
 mod limits;
+mod listen;
+mod lists;
 mod message_path;
 mod migrate;
 mod model;
@@ -62,6 +65,8 @@ mod output;
 mod periodic;
 mod periodic_next;
 mod periodic_store;
+mod queues;
+mod retention;
 mod shutdown;
 mod slots;
 mod store_contract;

@@ -305,8 +305,16 @@ impl Setup {
     /// Puts the tables' names into a statement in which `{jobs}` stands for our table `jobs`.
     #[must_use]
     pub fn named(&self, sql: &str) -> String {
-        let tables =
-            ["jobs", "attempts", "outbox", "dead", "workers", "unique_keys", "malformed_space"];
+        let tables = [
+            "jobs",
+            "attempts",
+            "outbox",
+            "dead",
+            "workers",
+            "unique_keys",
+            "malformed_space",
+            "paused_queues",
+        ];
         tables.iter().fold(sql.to_owned(), |sql, name| {
             sql.replace(&format!("{{{name}}}"), &self.table(name))
         })

@@ -221,6 +221,36 @@ pub trait Broker: Send + Sync + 'static {
     /// A queue of this name exists with other attributes, or the broker can't be asked.
     async fn create(&self, queue: &NewQueue) -> Result<Queue, BrokerError>;
 
+    /// Looks a queue up without making it.
+    ///
+    /// # Errors
+    /// The broker can't be asked.
+    async fn find(&self, name: &str) -> Result<Option<Queue>, BrokerError> {
+        match self.queue(name).await {
+            Ok(queue) => Ok(Some(queue)),
+            Err(BrokerError::NoSuchQueue { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// How long the oldest message has been in the queue; `None` where the broker does not tell,
+    /// or the queue is empty.
+    ///
+    /// # Errors
+    /// The broker can't be asked.
+    async fn oldest(&self, _queue: &Queue) -> Result<Option<Duration>, BrokerError> {
+        Ok(None)
+    }
+
+    /// Whether a worker may do with the queue's messages what it must, found by calls that do
+    /// nothing. Where that can't be found out, all is well.
+    ///
+    /// # Errors
+    /// [`BrokerError::Denied`], which names what is missing.
+    async fn check_permissions(&self, _queue: &Queue) -> Result<(), BrokerError> {
+        Ok(())
+    }
+
     /// Names of the queues that can be seen.
     ///
     /// # Errors

@@ -2,14 +2,18 @@
 //! 0 done, 1 failed, 2 wrong usage.
 
 mod beat;
+mod cancel;
+mod confirm;
 mod dead;
 mod dev;
 mod enqueue;
+mod list;
 mod migrate;
 mod modules;
 mod new;
 mod periodic;
 mod print;
+mod queues;
 mod results;
 mod run;
 mod time;
@@ -108,7 +112,12 @@ enum Command {
     /// Show a job
     Status(results::StatusArguments),
     /// List jobs, newest first
-    List(results::ListArguments),
+    List(list::ListArguments),
+    /// Cancel jobs: those that wait never run, those that run are stopped
+    Cancel(cancel::CancelArguments),
+    /// Queues: how full they are; create, pause, resume, empty them
+    #[command(subcommand)]
+    Queues(queues::QueuesCommand),
     /// What was put aside: messages that can't be run, jobs that failed for good
     #[command(subcommand)]
     Dead(dead::DeadCommand),
@@ -186,19 +195,15 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     crate::failpoint::arm().map_err(|error| Usage(error.to_string()))?;
     let is_worker = matches!(arguments.command, Command::Worker(_));
     let mut flags = arguments.global.flags();
-    let (migrate, strict) = match &arguments.command {
-        Command::Worker(worker) => (worker.migrate, worker.strict),
-        Command::Beater(beater) => (beater.migrate, false),
-        _ => (false, false),
-    };
-    for (name, is_set) in [("migrate", migrate), ("strict", strict)] {
-        if is_set {
-            flags.values.insert(name, vec!["true".into()]);
+    if let Command::Worker(worker) = &arguments.command {
+        for (name, value) in worker.settings() {
+            flags.values.insert(name, vec![value]);
         }
     }
-    if let Command::Worker(worker) = &arguments.command {
-        let generations = worker.max_generations.clone();
-        flags.values.extend(generations.map(|number| ("max-generations", vec![number])));
+    if let Command::Beater(beater) = &arguments.command
+        && beater.migrate
+    {
+        flags.values.insert("migrate", vec!["true".into()]);
     }
     let grace = match &arguments.command {
         // There it says how late a tick may be claimed, and has no bound of twelve hours.
@@ -229,7 +234,9 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             Command::Run(arguments) => run::run(config, &arguments).await,
             Command::Dev(arguments) => dev::dev(config, &arguments).await,
             Command::Status(arguments) => results::status(&config, &arguments).await,
-            Command::List(arguments) => results::list(&config, &arguments).await,
+            Command::List(arguments) => list::list(&config, &arguments).await,
+            Command::Cancel(arguments) => cancel::cancel(&config, &arguments).await,
+            Command::Queues(command) => queues::queues(&config, &command).await,
             Command::Dead(command) => dead::dead(&config, &command).await,
             Command::Periodic(command) => {
                 periodic::periodic(&config, &command, grace.as_deref()).await

@@ -1,9 +1,9 @@
-//! `status` and `list`: what is known of jobs.
+//! `status`: what is known of one job.
 
 use std::time::Duration;
 
+use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
-use clap::{Args, ValueEnum};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -11,7 +11,7 @@ use super::{is_json, open_store_to_read, print};
 use crate::config::Config;
 use crate::json::one_line;
 use crate::store::Store;
-use crate::store::read::{AttemptStatus, JobFilter, JobStatus};
+use crate::store::read::{AttemptStatus, JobStatus};
 use crate::text::{printable, printable_block};
 
 #[derive(Args)]
@@ -24,37 +24,9 @@ pub(super) struct StatusArguments {
     wait: bool,
 }
 
-#[derive(Args)]
-pub(super) struct ListArguments {
-    /// Only jobs of this name
-    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
-    job: Option<String>,
-    /// Only jobs of this queue
-    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
-    queue: Option<String>,
-    /// Only jobs of this status
-    #[arg(long, ignore_case = true)]
-    status: Option<Status>,
-    /// At most so many
-    #[arg(long, default_value_t = 100, allow_hyphen_values = true,
-        value_parser = clap::value_parser!(u64).range(1..))]
-    limit: u64,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-#[value(rename_all = "UPPERCASE")]
-enum Status {
-    Pending,
-    Running,
-    Retry,
-    Success,
-    Failure,
-    Cancelled,
-}
-
 /// A job as JSON shows it.
 #[derive(Serialize)]
-struct JobJson<'a> {
+pub(super) struct JobJson<'a> {
     id: &'a str,
     name: &'a str,
     queue: &'a str,
@@ -92,7 +64,7 @@ struct JobJson<'a> {
 }
 
 impl<'a> JobJson<'a> {
-    fn new(job: &'a JobStatus) -> Self {
+    pub(super) fn new(job: &'a JobStatus) -> Self {
         let text = |time: Option<crate::clock::Timestamp>| time.map(|time| time.to_string());
         Self {
             id: &job.id,
@@ -150,7 +122,7 @@ pub(super) async fn status(config: &Config, arguments: &StatusArguments) -> anyh
     show(&job, &children, &attempts)
 }
 
-fn unknown(store: &Store, id: &str) -> anyhow::Error {
+pub(super) fn unknown(store: &Store, id: &str) -> anyhow::Error {
     anyhow::anyhow!(
         "no job `{id}` is known in {}; a job that records nothing has no row, and one from another producer has none until it is received",
         store.label()
@@ -255,53 +227,4 @@ pub(super) fn show_attempt(attempt: &AttemptStatus) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-pub(super) async fn list(config: &Config, arguments: &ListArguments) -> anyhow::Result<()> {
-    let status = arguments.status.and_then(|status| status.to_possible_value());
-    let filter = JobFilter {
-        job: arguments.job.clone(),
-        queue: arguments.queue.clone(),
-        status: status.map(|value| value.get_name().to_owned()),
-        limit: arguments.limit,
-    };
-    let store = open_store_to_read(config).await?;
-    if is_json(config) {
-        return store
-            .each_job(&filter, |job| print::json(&serde_json::to_string(&JobJson::new(&job))?))
-            .await;
-    }
-    let mut grid = print::Grid::new(&[
-        "id",
-        "job",
-        "queue",
-        "status",
-        "attempts",
-        "created",
-        "result or error",
-    ]);
-    let mut count = 0u64;
-    store
-        .each_job(&filter, |job| {
-            count += 1;
-            let result = job.result.as_deref().map(one_line);
-            let end = job.error.as_deref().or(result.as_deref()).unwrap_or_default();
-            let end: String = end.chars().take(60).collect();
-            grid.row(&[
-                &job.id,
-                &job.name,
-                &job.queue,
-                &job.status,
-                &job.attempts.to_string(),
-                &job.created_at.to_string(),
-                &end,
-            ]);
-            anyhow::Ok(())
-        })
-        .await?;
-    if count == 0 {
-        print::note("no job matches");
-        return Ok(());
-    }
-    grid.print()
 }

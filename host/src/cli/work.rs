@@ -12,6 +12,8 @@ use super::{loader, migrate, open_broker, open_store};
 use crate::beater::{Beater, register};
 use crate::config::live::{Hangups, LiveConfig};
 use crate::config::{BrokerKind, Config, Flags};
+use crate::exporter::Exporter;
+use crate::listen;
 use crate::outage::{Backoff, Outage};
 use crate::registry::deploy::Deployer;
 use crate::sandbox::Sandbox;
@@ -36,6 +38,32 @@ pub(super) struct WorkerArguments {
     /// How many generations of added jobs a job may lead to [default: 16]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub(super) max_generations: Option<String>,
+    /// Keep finished jobs whole for so long, such as 7d; later only what fences them off
+    /// [default: for ever]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub(super) keep: Option<String>,
+    /// Keep so many finished jobs whole [default: all]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub(super) keep_count: Option<String>,
+    /// Answer /livez, /readyz and /metrics here, such as 127.0.0.1:9464 [default: off]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) listen: Option<String>,
+}
+
+impl WorkerArguments {
+    /// What the command line says of the worker's settings.
+    pub(super) fn settings(&self) -> Vec<(&'static str, String)> {
+        let switches = [("migrate", self.migrate), ("strict", self.strict)];
+        let texts = [
+            ("keep", &self.keep),
+            ("keep-count", &self.keep_count),
+            ("listen", &self.listen),
+            ("max-generations", &self.max_generations),
+        ];
+        let switches = switches.into_iter().filter(|(_, is_set)| *is_set);
+        let texts = texts.into_iter().filter_map(|(name, text)| Some((name, text.clone()?)));
+        switches.map(|(name, _)| (name, "true".to_owned())).chain(texts).collect()
+    }
 }
 
 pub(super) async fn worker(
@@ -65,6 +93,10 @@ pub(super) async fn worker(
     let stopping = crate::shutdown::listen()?;
     let hangups = Hangups::listen()?;
     let live = Arc::new(LiveConfig::new(config.clone(), flags));
+    let listener = match config.listen {
+        Some(address) => Some(listen::bind(address).await?),
+        None => None,
+    };
     let store = if config.migrate {
         let store = Store::open(&config.database(kind)).await?;
         migrate::bring_up(&store).await?;
@@ -105,6 +137,10 @@ pub(super) async fn worker(
         let sender = Sender::new(store.clone(), broker.clone());
         tokio::spawn(Beater::new(store.clone(), sender, Vec::new(), stopping).run())
     });
+    if let Some(listener) = listener {
+        info!("listening on http://{}", listener.local_addr()?);
+        worker.listen(listener, Exporter::install());
+    }
     info!(
         concurrency = config.concurrency,
         "ready: polling {} on {}",

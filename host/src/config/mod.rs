@@ -11,11 +11,13 @@ mod read;
 mod tables;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::beater::definition::{self, Definition as Periodic};
 use crate::broker::MAX_VISIBILITY_TIMEOUT_SECS;
+use crate::clock::MAX_AHEAD;
 use crate::registry::compile::CompileSettings;
 use crate::registry::definition::Definition;
 use crate::retry::RetryPolicy;
@@ -42,6 +44,8 @@ const MAX_CONCURRENCY: u64 = 4000;
 /// Most generations of added jobs that may be allowed. Each is an attempt; what needs more is a
 /// loop, or a periodic job.
 const MAX_GENERATIONS: u32 = 1_000_000;
+/// Most finished jobs that `keep-count` may name: finding the last one to be kept counts them.
+const MAX_KEEP_COUNT: u64 = 10_000_000;
 
 /// Everything that is wrong with the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -142,6 +146,12 @@ pub struct Config {
     pub grace: Duration,
     /// How many generations of added jobs a job may lead to.
     pub max_generations: u32,
+    /// How long after its end a job is kept whole; `None`: for ever.
+    pub keep: Option<Duration>,
+    /// How many finished jobs are kept whole; `None`: all.
+    pub keep_count: Option<u64>,
+    /// Where the worker answers probes and scrapers; `None`: nowhere.
+    pub listen: Option<SocketAddr>,
     /// Whether the worker brings a PostgreSQL schema to its version by itself.
     pub migrate: bool,
     /// How data is printed.
@@ -179,7 +189,7 @@ enum DatabaseChoice {
 }
 
 /// The settings that have a flag, an environment variable and a key, with what each is for.
-const SETTINGS: [&str; 23] = [
+const SETTINGS: [&str; 26] = [
     "database",
     "database-password-file",
     "schema",
@@ -191,6 +201,9 @@ const SETTINGS: [&str; 23] = [
     "grace",
     "strict",
     "max-generations",
+    "keep",
+    "keep-count",
+    "listen",
     "migrate",
     "output",
     "log-format",
@@ -260,6 +273,9 @@ impl Config {
         let grace = reader.duration("grace", Duration::ZERO, most_lease);
         let strict = reader.boolean("strict");
         let max_generations = reader.number("max-generations", 0, u64::from(MAX_GENERATIONS));
+        let keep = reader.duration("keep", Duration::ZERO, MAX_AHEAD);
+        let keep_count = reader.number("keep-count", 0, MAX_KEEP_COUNT);
+        let listen = reader.address("listen");
         let migrate = reader.boolean("migrate");
         let tables = Tables::read(reader);
         let mut queues = BTreeMap::new();
@@ -295,6 +311,9 @@ impl Config {
             max_generations: max_generations
                 .and_then(|number| u32::try_from(number).ok())
                 .unwrap_or(Limits::default().generations),
+            keep,
+            keep_count,
+            listen,
             migrate: migrate.unwrap_or(false),
             output: output.unwrap_or(Output::Text),
             log_format: log_format.unwrap_or(LogFormat::Text),

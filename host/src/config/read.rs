@@ -1,13 +1,16 @@
 //! Values from flags, environment and file, with where each was found; every fault is collected.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{ConfigError, FILE_NAME, Flags, suggestion};
 
-/// The settings whose value may be a bare number.
-const NUMBERS: [&str; 2] = ["concurrency", "max-generations"];
+/// Settings that may stand in the file as a number.
+const NUMBERS: [&str; 3] = ["concurrency", "keep-count", "max-generations"];
+/// Settings that are true or false.
+const SWITCHES: [&str; 2] = ["migrate", "strict"];
 
 /// A value as it was written, and where.
 pub(super) struct Found {
@@ -123,7 +126,7 @@ impl<'a> Reader<'a> {
         let texts = match self.top.table.get(key) {
             None => return Vec::new(),
             Some(toml::Value::Integer(_)) if !NUMBERS.contains(&key) => None,
-            Some(toml::Value::Boolean(_)) if key != "migrate" => None,
+            Some(toml::Value::Boolean(_)) if !SWITCHES.contains(&key) => None,
             Some(toml::Value::Array(items)) if key == "jobs-dir" => {
                 items.iter().map(scalar).collect::<Option<Vec<_>>>()
             }
@@ -132,7 +135,7 @@ impl<'a> Reader<'a> {
         let Some(texts) = texts else {
             let expected = match key {
                 key if NUMBERS.contains(&key) => "expected a number",
-                "migrate" => "expected `true` or `false`",
+                key if SWITCHES.contains(&key) => "expected `true` or `false`",
                 "jobs-dir" => "expected a text or a list of texts",
                 _ => "expected a text",
             };
@@ -216,6 +219,14 @@ impl<'a> Reader<'a> {
 
     pub(super) fn boolean(&mut self, key: &'static str) -> Option<bool> {
         self.parse(key, boolean)
+    }
+
+    pub(super) fn address(&mut self, key: &'static str) -> Option<SocketAddr> {
+        self.parse(key, |text| {
+            text.parse().map_err(|_| {
+                format!("expected an address and a port such as `127.0.0.1:9464`, found `{text}`")
+            })
+        })
     }
 
     /// The table `[key]` of the file; empty when there is none.

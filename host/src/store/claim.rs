@@ -87,7 +87,7 @@ pub const MAX_CRASHES: u32 = 2;
 
 const COLUMNS: &str = "j.id, j.name, j.fingerprint, j.status, j.attempts, j.spent, j.crashes, \
     j.retry_at, j.enqueued_at, j.schedule, j.fire_time, j.generation, j.token, j.alone, \
-    j.error_kind, j.group_position, w.renewed_at, w.lease_ms";
+    j.error_kind, j.group_position, j.cancel_requested, w.renewed_at, w.lease_ms";
 
 impl Store {
     /// Claims a group of jobs in one transaction; the answers stand in the order of the requests.
@@ -163,6 +163,13 @@ impl Store {
                 row.revive();
             }
             let (mut claim, took_over) = decide(row, request, now);
+            if took_over && row.is_cancelled {
+                // Its worker died before it could stop the attempt.
+                self.cancel_abandoned(&mut write, &row.id).await?;
+                row.status = "CANCELLED".into();
+                answers.push(Claim::Finished(row.status.clone()));
+                continue;
+            }
             if matches!(claim, Claim::Begun(_))
                 && request.is_ordered
                 && let Some(other) =
@@ -244,8 +251,10 @@ impl Store {
             for statement in [
                 "UPDATE {p}attempts SET outcome = 'lease-lost', finished_at = {now} \
                  WHERE job_id = $1 AND token = $2 AND outcome = 'running'",
-                "UPDATE {p}jobs SET status = 'PENDING', token = NULL, alone = 0, updated_at = {now} \
-                 WHERE id = $1 AND token = $2",
+                "UPDATE {p}jobs SET token = NULL, alone = 0, updated_at = {now}, \
+                 status = CASE WHEN cancel_requested = 1 THEN 'CANCELLED' ELSE 'PENDING' END, \
+                 finished_at = CASE WHEN cancel_requested = 1 THEN {now} END, \
+                 cancel_requested = 0 WHERE id = $1 AND token = $2",
             ] {
                 let query = sqlx::query(self.sql(statement)).bind(job_id.to_owned());
                 query.bind(token.to_owned()).execute(&mut *write.tx).await?;
@@ -253,6 +262,22 @@ impl Store {
             write.tx.commit().await
         })
         .await
+    }
+
+    /// Cancels a job whose worker died after somebody had cancelled it.
+    async fn cancel_abandoned(
+        &self,
+        write: &mut super::Write,
+        id: &str,
+    ) -> Result<(), sqlx::Error> {
+        sqlx::query(self.sql(
+            "UPDATE {p}jobs SET status = 'CANCELLED', token = NULL, alone = 0, \
+             cancel_requested = 0, finished_at = {now}, updated_at = {now} WHERE id = $1",
+        ))
+        .bind(id.to_owned())
+        .execute(&mut *write.tx)
+        .await?;
+        self.end_dead_attempts(write, id).await
     }
 
     /// Has a job that was given up wait again, as one that was never tried.
@@ -264,8 +289,8 @@ impl Store {
         for statement in [
             "UPDATE {p}jobs SET status = 'PENDING', spent = 0, crashes = 0, alone = 0, \
              error = NULL, error_kind = NULL, error_stage = NULL, backtrace = NULL, \
-             retry_at = NULL, finished_at = NULL, updated_at = {now} \
-             WHERE id = $1 AND status IN ('FAILURE', 'CANCELLED')",
+             retry_at = NULL, finished_at = NULL, cancel_requested = 0, pruned = 0, \
+             updated_at = {now} WHERE id = $1 AND status IN ('FAILURE', 'CANCELLED')",
             "DELETE FROM {p}dead WHERE job_id = $1 AND id = $1 \
              AND kind IN ('failed', 'crashed', 'lost', 'undeliverable', 'unknown-job')",
         ] {
@@ -358,6 +383,8 @@ struct JobRow {
     is_alone: bool,
     error_kind: Option<String>,
     group_position: Option<i64>,
+    /// Somebody cancelled the job while an attempt ran.
+    is_cancelled: bool,
     /// Until when the claim of the worker that runs it lives; `None` when that worker is gone.
     alive_until: Option<i64>,
 }
@@ -383,6 +410,7 @@ impl JobRow {
             is_alone: row.try_get::<i64, _>("alone")? != 0,
             error_kind: row.try_get("error_kind")?,
             group_position: row.try_get("group_position")?,
+            is_cancelled: row.try_get::<i64, _>("cancel_requested")? != 0,
             alive_until: renewed_at.zip(lease_ms).map(|(at, lease)| at.saturating_add(lease)),
         })
     }

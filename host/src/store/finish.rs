@@ -260,13 +260,17 @@ impl Store {
         if sorted.is_empty() {
             return Ok(std::collections::HashSet::new());
         }
+        // One that was cancelled while it ran does not come again.
+        let cancelled = "j.cancel_requested = 1 AND v.status IN ('RETRY', 'PENDING')";
         let update = format!(
             "WITH v (id, token, status, spent, result, error, error_kind, error_stage, backtrace, \
              retry_at, finished_at, duration_ms) AS (VALUES {}) \
-             UPDATE {{p}}jobs AS j SET status = v.status, token = NULL, alone = 0, spent = j.spent + v.spent, \
+             UPDATE {{p}}jobs AS j SET token = NULL, alone = 0, spent = j.spent + v.spent, \
+             status = CASE WHEN {cancelled} THEN 'CANCELLED' ELSE v.status END, \
              result = v.result, error = v.error, error_kind = v.error_kind, \
-             error_stage = v.error_stage, backtrace = v.backtrace, retry_at = v.retry_at, \
-             finished_at = v.finished_at, duration_ms = v.duration_ms, updated_at = {now} \
+             error_stage = v.error_stage, backtrace = v.backtrace, cancel_requested = 0, \
+             retry_at = CASE WHEN {cancelled} THEN NULL ELSE v.retry_at END, \
+             finished_at = CASE WHEN {cancelled} THEN {now} ELSE v.finished_at END, duration_ms = v.duration_ms, updated_at = {now} \
              FROM v WHERE j.id = v.id AND j.token = v.token",
             placeholders(sorted.len(), 12)
         );

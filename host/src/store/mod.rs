@@ -26,6 +26,7 @@
 //! SQLite and PostgreSQL run the same statements: text, 64-bit integers and doubles mean the same
 //! in both, and [`Dialect`] holds the few words that differ (see `docs/decisions/0001`).
 
+pub mod cancel;
 pub mod claim;
 pub mod dead;
 pub mod door;
@@ -33,13 +34,16 @@ pub mod enqueue;
 pub mod finish;
 pub(crate) mod group;
 pub mod kept;
+pub mod list;
 pub mod lost;
 pub mod migrate;
 pub mod modules;
 mod open;
 pub mod outbox;
 pub mod park;
+pub mod pause;
 pub mod periodic;
+pub mod prune;
 pub mod read;
 pub mod resend;
 pub mod unique;

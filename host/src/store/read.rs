@@ -1,6 +1,5 @@
-//! Reading: what `status` and `list` show.
+//! Reading: what `status` shows.
 
-use futures_util::TryStreamExt as _;
 use sqlx::Row as _;
 use sqlx::any::AnyRow;
 
@@ -51,7 +50,7 @@ impl JobStatus {
         matches!(self.status.as_str(), "SUCCESS" | "FAILURE" | "CANCELLED")
     }
 
-    fn read(row: &AnyRow) -> Result<Self, sqlx::Error> {
+    pub(super) fn read(row: &AnyRow) -> Result<Self, sqlx::Error> {
         let time = |column: &str| -> Result<Option<Timestamp>, sqlx::Error> {
             Ok(row.try_get::<Option<i64>, _>(column)?.map(Timestamp))
         };
@@ -92,7 +91,7 @@ impl JobStatus {
     }
 }
 
-const COLUMNS: &str = "id, name, queue, status, args, kwargs, result, error, error_kind, \
+pub(super) const COLUMNS: &str = "id, name, queue, status, args, kwargs, result, error, error_kind, \
     error_stage, backtrace, attempts, module, module_version, module_digest, worker_id, progress, \
     progress_message, schedule, fire_time, parent_id, created_at, enqueued_at, started_at, \
     finished_at, updated_at, retry_at, duration_ms, not_before, retries, retried_at";
@@ -114,19 +113,6 @@ pub struct AttemptStatus {
     pub started_at: Timestamp,
     pub finished_at: Option<Timestamp>,
     pub duration_ms: Option<i64>,
-}
-
-/// Which jobs are asked for; all conditions must hold.
-#[derive(Debug, Clone, Default)]
-pub struct JobFilter {
-    /// Only jobs of this name.
-    pub job: Option<String>,
-    /// Only jobs of this queue.
-    pub queue: Option<String>,
-    /// Only jobs of this status.
-    pub status: Option<String>,
-    /// At most so many, newest first.
-    pub limit: u64,
 }
 
 impl Store {
@@ -152,43 +138,6 @@ impl Store {
         ))
         .bind(id.to_owned());
         self.within("list the jobs that a job added", query.fetch_all(&self.inner.pool)).await
-    }
-
-    /// Calls `each` with the jobs that match, newest first, in bounded memory.
-    ///
-    /// # Errors
-    /// The database failed, or `each` did.
-    pub async fn each_job<E: From<StoreError>>(
-        &self,
-        filter: &JobFilter,
-        mut each: impl FnMut(JobStatus) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let mut conditions = String::new();
-        let mut values = Vec::new();
-        for (column, value) in
-            [("name", &filter.job), ("queue", &filter.queue), ("status", &filter.status)]
-        {
-            if let Some(value) = value {
-                values.push(value.clone());
-                let word = if values.len() == 1 { "WHERE" } else { "AND" };
-                conditions.push_str(&format!("{word} {column} = ${} ", values.len()));
-            }
-        }
-        let statement = format!(
-            "SELECT {COLUMNS} FROM {{p}}jobs {conditions}ORDER BY created_at DESC, id DESC LIMIT ${}",
-            values.len() + 1
-        );
-        let mut query = sqlx::query(self.sql(&statement));
-        for value in values {
-            query = query.bind(value);
-        }
-        let mut rows =
-            query.bind(i64::try_from(filter.limit).unwrap_or(i64::MAX)).fetch(&self.inner.pool);
-        let action = "list jobs";
-        while let Some(row) = rows.try_next().await.map_err(self.failed(action))? {
-            each(JobStatus::read(&row).map_err(self.failed(action))?)?;
-        }
-        Ok(())
     }
 
     /// The runs of a job, in their order.

@@ -26,6 +26,8 @@ pub(crate) struct Leases {
     lease: Duration,
     held: Mutex<HashMap<u64, Held>>,
     next: AtomicU64,
+    /// When the loop that extends leases last looked.
+    looked_at: Mutex<Instant>,
 }
 
 /// One message that is held.
@@ -50,7 +52,8 @@ pub(crate) struct Lease {
 
 impl Leases {
     pub(crate) fn new(broker: Arc<dyn Broker>, lease: Duration) -> Arc<Self> {
-        Arc::new(Self { broker, lease, held: Mutex::default(), next: AtomicU64::new(0) })
+        let looked_at = Mutex::new(Instant::now());
+        Arc::new(Self { broker, lease, held: Mutex::default(), next: AtomicU64::new(0), looked_at })
     }
 
     /// How long a message is held at a time.
@@ -95,6 +98,11 @@ impl Leases {
         self.lock().len()
     }
 
+    /// How long ago [`Self::keep`] last looked at what is held.
+    pub(crate) fn looked_ago(&self) -> Duration {
+        self.looked_at.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+
     /// Extends what is held, for ever. Looks about sixteen times in a lease, so that an extension
     /// that fails is tried again several times before the message is lost.
     pub(crate) async fn keep(self: Arc<Self>) {
@@ -102,6 +110,7 @@ impl Leases {
         let outage = Outage::new("extend visibility timeouts");
         loop {
             tokio::time::sleep(pause).await;
+            *self.looked_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
             self.give_up_what_is_lost();
             for (queue, group) in self.due() {
                 let leases = self.clone();
@@ -211,6 +220,11 @@ impl Lease {
     /// Tells when and why the attempt must stop.
     pub(crate) fn stopped(&self) -> watch::Receiver<Option<Stop>> {
         self.stop.subscribe()
+    }
+
+    /// What stops the attempt.
+    pub(crate) fn stopper(&self) -> watch::Sender<Option<Stop>> {
+        self.stop.clone()
     }
 
     /// Whether the message is still ours.

@@ -41,6 +41,8 @@ pub(super) struct Polled {
     pub(super) settler: Settler,
     /// Notes when that space is full.
     pub(super) space_outage: Outage,
+    /// Notes when nothing can be received.
+    pub(super) receive_outage: Outage,
 }
 
 impl Polled {

@@ -1,11 +1,14 @@
 //! Path 1: runs the jobs of some queues. Holds what all tasks of a worker share, starts them,
 //! and drains at the stop.
 
+mod control;
 mod lease;
 mod lost;
 mod message;
 mod poll;
 mod process;
+mod prune;
+mod pulse;
 mod record;
 mod settle;
 mod slots;
@@ -14,6 +17,7 @@ mod suits;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::net::TcpListener;
 use tokio::sync::RwLock;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -23,6 +27,7 @@ use crate::beater::register;
 use crate::broker::{Broker, BrokerError, Queue};
 use crate::config::Config;
 use crate::config::live::LiveConfig;
+use crate::exporter::Exporter;
 use crate::failpoint;
 use crate::outage::{Backoff, Outage};
 use crate::registry::Registry;
@@ -33,8 +38,10 @@ use crate::store::finish::FinishRequest;
 use crate::store::group::Group;
 use crate::store::workers::WorkerRow;
 use crate::store::{Store, StoreError};
+use control::{Pauses, Running};
 use lease::Leases;
 use message::Polled;
+use pulse::Pulse;
 use settle::Settler;
 use slots::{Slots, Terms};
 use suits::Demands;
@@ -81,6 +88,12 @@ pub(crate) struct Shared {
     turns: Arc<RwLock<()>>,
     slots: Arc<Slots>,
     attempts: TaskTracker,
+    /// Attempts that a cancel can stop.
+    running: Running,
+    /// Queues from which nothing is received.
+    pauses: Pauses,
+    /// Whether the loops move, for those who ask over HTTP.
+    pulse: Pulse,
 }
 
 /// Runs the jobs of some queues until it is told to stop.
@@ -128,6 +141,7 @@ impl Worker {
         store.register_jobs(&registry.snapshot().deployed_jobs(&config)).await?;
         let registered = registry.serving_jobs();
         register::modules(&store, &id, &registry).await?;
+        let pauses = Pauses::new(store.paused_queues().await?);
         let (claiming, finishing) = (store.clone(), store.clone());
         let shared = Shared {
             id,
@@ -145,6 +159,9 @@ impl Worker {
             turns: Arc::default(),
             slots: Slots::new(config.concurrency, &terms, config.strict),
             attempts: TaskTracker::new(),
+            running: Running::default(),
+            pauses,
+            pulse: Pulse::default(),
             config,
             live,
             broker,
@@ -156,11 +173,19 @@ impl Worker {
         Ok(Self { shared: Arc::new(shared), queues: polled, row, registered })
     }
 
+    /// Answers probes and scrapers on this listener from now on, as long as the process lives.
+    pub fn listen(&self, listener: TcpListener, exporter: Exporter) {
+        tokio::spawn(pulse::serve(self.shared.clone(), self.queues.clone(), exporter, listener));
+    }
+
     /// Receives and runs jobs until it is told to stop, then drains: what runs gets the grace
     /// time, then it is stopped and given back, and does not count as an attempt.
     pub async fn run(self) {
         let Self { shared, queues, row, registered } = self;
         let background = [
+            tokio::spawn(control::stop_cancelled(shared.clone())),
+            tokio::spawn(control::watch_pauses(shared.clone())),
+            tokio::spawn(prune::prune(shared.clone(), queues.clone())),
             tokio::spawn(shared.leases.clone().keep()),
             tokio::spawn(keep_row(shared.store.clone(), row.clone())),
             tokio::spawn(lost::sweep(shared.clone(), queues.clone())),
@@ -173,6 +198,9 @@ impl Worker {
             .into_iter()
             .map(|polled| tokio::spawn(poll::poll(shared.clone(), polled)))
             .collect();
+        for task in background.iter().chain(&polls) {
+            shared.pulse.watch(task.abort_handle());
+        }
         let received = async {
             for poll in polls {
                 if let Err(error) = poll.await {
@@ -209,6 +237,7 @@ async fn look_up(
     let mut found: Vec<(Arc<Queue>, &String)> = Vec::with_capacity(names.len());
     for name in names {
         let queue = broker.queue(name).await?;
+        broker.check_permissions(&queue).await?;
         if !found.iter().any(|(other, _)| other.address == queue.address) {
             found.push((Arc::new(queue), name));
         }
@@ -221,6 +250,7 @@ async fn look_up(
             is_only,
             settler: Settler::start(broker, &queue),
             space_outage: Outage::new(&format!("put malformed messages of `{}` aside", queue.name)),
+            receive_outage: Outage::new(&format!("receive from queue `{}`", queue.name)),
             queue,
         })
     });

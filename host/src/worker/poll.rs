@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use tracing::debug;
+use tracing::{debug, info};
 
 use super::Shared;
 use super::lease::Lease;
@@ -24,7 +24,7 @@ use super::slots::{Lent, Slot};
 use crate::broker::{BrokerError, Delivery, MAX_BATCH, MAX_WAIT_SECS, ReceiveOptions};
 use crate::failpoint;
 use crate::metrics;
-use crate::outage::{Backoff, Outage};
+use crate::outage::Backoff;
 
 /// How long a receive waits for ten free slots while other jobs run.
 const FILL: Duration = Duration::from_millis(10);
@@ -57,7 +57,7 @@ struct Polling {
 /// Receives from one queue until the worker stops.
 pub(super) async fn poll(shared: Arc<Shared>, polled: Arc<Polled>) {
     let queue = &polled.queue;
-    let outage = Outage::new(&format!("receive from queue `{}`", queue.name));
+    let outage = &polled.receive_outage;
     let mut backoff = Backoff::default();
     let mut polls = FuturesUnordered::new();
     // A queue that filled its last answer has more: it is asked again before that is worked off.
@@ -66,11 +66,33 @@ pub(super) async fn poll(shared: Arc<Shared>, polled: Arc<Polled>) {
     // Nothing is asked before this, while what was asked is still taken.
     let mut resume_at: Option<tokio::time::Instant> = None;
     loop {
+        if shared.pauses.is_paused(&queue.name) {
+            info!(queue = %queue.name, "queue `{}` is paused: nothing is received from it", queue.name);
+            let last = async {
+                while let Some(polling) = polls.next().await {
+                    turn_back(&shared, &polled, polling);
+                }
+            };
+            let patience = match shared.broker.can_drop_receives() {
+                true => LAST_RECEIVE,
+                false => LONGEST_RECEIVE,
+            };
+            let _ = tokio::time::timeout(patience, last).await;
+            polls = FuturesUnordered::new();
+            tokio::select! {
+                biased;
+                () = shared.stopping.cancelled() => break,
+                () = shared.pauses.until(&queue.name, false) => {}
+            }
+            info!(queue = %queue.name, "queue `{}` is no longer paused", queue.name);
+            (is_full, is_idle) = (false, true);
+        }
         let may_ask = polls.is_empty() || (is_full && polls.len() < MAX_POLLS);
         let most = if is_idle && !polled.is_only { 1 } else { MAX_BATCH };
         tokio::select! {
             biased;
             () = shared.stopping.cancelled() => break,
+            () = shared.pauses.until(&queue.name, true) => continue,
             Some(polling) = polls.next(), if !polls.is_empty() => {
                 let Polling { asked, kept, received } = polling;
                 let pause = match received {
@@ -123,6 +145,21 @@ async fn sleep_until(instant: Option<tokio::time::Instant>) {
     match instant {
         Some(instant) => tokio::time::sleep_until(instant).await,
         None => std::future::pending().await,
+    }
+}
+
+/// Gives back at once what a receive has brought.
+fn turn_back(shared: &Arc<Shared>, polled: &Arc<Polled>, polling: Polling) {
+    let Polling { kept, received, .. } = polling;
+    drop(kept);
+    for delivery in received.unwrap_or_default() {
+        let (shared, polled) = (shared.clone(), polled.clone());
+        let tracker = shared.attempts.clone();
+        tracker.spawn(async move {
+            let lease = shared.leases.hold(&polled.queue, &delivery);
+            let (worker, polled) = (&*shared, &*polled);
+            Message { worker, polled, delivery, must_leave: false }.turn_back(lease).await;
+        });
     }
 }
 
@@ -245,6 +282,10 @@ async fn run_group(shared: &Shared, polled: &Polled, group: Vec<Delivery>, slot:
         if !lease.is_held() {
             break;
         }
+        if shared.pauses.is_paused(&polled.queue.name) {
+            message.turn_back(lease).await;
+            break;
+        }
         // Its slot is free as soon as its outcome is stored; the next one takes another.
         let own = match slot.take() {
             Some(slot) => slot,
@@ -275,6 +316,7 @@ async fn wait_for_slot(shared: &Shared, polled: &Polled, delivery: Delivery) {
     let slot = tokio::select! {
         biased;
         () = shared.stopping.cancelled() => None,
+        () = shared.pauses.until(&polled.queue.name, true) => None,
         slot = shared.slots.take(polled.index, true) => Some(slot),
         () = tokio::time::sleep(patience) => None,
     };

@@ -307,6 +307,7 @@ impl Message<'_> {
         let worker = self.worker;
         let (progress, told) = tokio::sync::watch::channel(None);
         let watch = Watch { stop: lease.stopped(), progress };
+        let _stoppable = worker.running.add(&attempt.token, lease.stopper());
         let execution =
             worker.sandbox.execute(&served.module.prepared, call, Some(&worker.sender), watch);
         let noted = self.note_progress(&call.job_id, &attempt.token, told.clone());

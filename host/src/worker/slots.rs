@@ -139,6 +139,12 @@ impl Slots {
         }
     }
 
+    /// How many slots there are, and how many of them nobody uses; lent ones count as unused.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let state = self.lock();
+        (self.total, state.free + state.lent.len())
+    }
+
     /// Whether no slot is to be had at once.
     pub(crate) fn is_exhausted(&self) -> bool {
         let state = self.lock();

@@ -173,6 +173,7 @@ impl Model {
         for (owner, message_id) in owners.into_iter().zip(self.setup.send_bodies(&texts)) {
             fresh[owner].message_ids.push(message_id);
         }
+        self.cancel();
         for job in &fresh {
             for request in job.requests(&self.setup.queue) {
                 let added = RUNTIME.block_on(self.client.add(request)).unwrap();
@@ -180,6 +181,12 @@ impl Model {
             }
         }
         self.planned.append(&mut fresh);
+    }
+
+    /// Cancels what was added for that, whether it waits, runs, or was running on a worker that is
+    /// gone.
+    fn cancel(&self) {
+        let _ = self.setup.run(&["cancel", "--job", "sleep_ms", "--yes"]).ok();
     }
 
     /// Kills a worker, or stops it, or freezes it, or lets all be; those that are gone are
@@ -271,6 +278,7 @@ impl Model {
             *worker = Some(self.setup.worker(&Self::ARGUMENTS));
         }
         self.pass_an_hour();
+        self.cancel();
         let setup = &self.setup;
         let is_at_rest = || {
             setup.depth() == [0, 0, 0]

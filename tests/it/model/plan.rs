@@ -16,6 +16,8 @@ pub(super) enum Kind {
     Delayed,
     /// Succeeds, added twice under one unique key.
     Unique,
+    /// Would run for ten minutes, added by our own client, and is cancelled in the next round.
+    Cancelled,
     /// Fails transiently before its second or third attempt.
     Fickle,
     /// Asks to be run again in a second, then succeeds.
@@ -47,11 +49,12 @@ pub(super) enum Kind {
 }
 
 /// How often each kind is drawn, of all the draws.
-const WEIGHTS: [(Kind, u32); 18] = [
+const WEIGHTS: [(Kind, u32); 19] = [
     (Kind::Good, 30),
     (Kind::Added, 8),
     (Kind::Delayed, 5),
     (Kind::Unique, 5),
+    (Kind::Cancelled, 4),
     (Kind::Fickle, 8),
     (Kind::Late, 4),
     (Kind::Hopeless, 3),
@@ -106,7 +109,7 @@ impl Planned {
         let good = body("effect", "[]", &format!(r#"{{"ms": {ms}}}"#));
         match self.kind {
             Kind::Good => vec![good],
-            Kind::Added | Kind::Delayed | Kind::Unique => Vec::new(),
+            Kind::Added | Kind::Delayed | Kind::Unique | Kind::Cancelled => Vec::new(),
             Kind::Fickle => {
                 vec![body("effect", "[]", &format!(r#"{{"fail_before": {attempt}}}"#))]
             }
@@ -150,6 +153,7 @@ impl Planned {
     pub(super) fn status(&self) -> Option<&'static str> {
         match self.kind {
             Kind::Malformed => None,
+            Kind::Cancelled => Some("CANCELLED"),
             _ if self.is_dead() => Some("FAILURE"),
             _ => Some("SUCCESS"),
         }

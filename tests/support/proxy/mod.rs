@@ -64,6 +64,8 @@ struct Shared {
     calls: BTreeMap<String, u64>,
     /// The last message received from each queue, to be delivered again.
     delivered: BTreeMap<String, Value>,
+    /// Actions that nobody is allowed to call.
+    denied: Vec<&'static str>,
     upstream: String,
 }
 
@@ -74,6 +76,7 @@ enum Fate {
     LostRequest,
     LostReply,
     Unavailable,
+    Denied,
     Throttled,
     FailedEntry,
     DuplicateDelivery,
@@ -96,6 +99,7 @@ impl Proxy {
             rng: Rng::with_seed(seed),
             calls: BTreeMap::new(),
             delivered: BTreeMap::new(),
+            denied: Vec::new(),
             upstream,
         }));
         let listener = RUNTIME.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
@@ -113,6 +117,12 @@ impl Proxy {
     /// Changes how it misbehaves from now on.
     pub fn set_faults(&self, faults: Faults) {
         self.shared.lock().unwrap().faults = faults;
+    }
+
+    /// Has these actions, such as `DeleteMessage`, be refused from now on as ones that the
+    /// credentials do not allow.
+    pub fn deny(&self, actions: &[&'static str]) {
+        self.shared.lock().unwrap().denied = actions.to_vec();
     }
 
     /// How many calls of an action, such as `ReceiveMessage`, have arrived.
@@ -156,6 +166,7 @@ async fn serve(client: TcpStream, shared: &Mutex<Shared>) -> io::Result<()> {
         let reply = match fate {
             Fate::LostRequest => return Ok(()),
             Fate::Unavailable => refusal("503 Service Unavailable", "ServiceUnavailable"),
+            Fate::Denied => refusal("403 Forbidden", "AccessDeniedException"),
             Fate::Throttled => refusal("400 Bad Request", "RequestThrottled"),
             Fate::LostReply => {
                 forward(&upstream, &request, &request.body).await?;
@@ -189,6 +200,9 @@ async fn serve(client: TcpStream, shared: &Mutex<Shared>) -> io::Result<()> {
 
 impl Shared {
     fn draw(&mut self, action: &str) -> Fate {
+        if self.denied.contains(&action) {
+            return Fate::Denied;
+        }
         let faults = self.faults;
         let mut drawn = self.rng.f64();
         for (probability, fate) in [

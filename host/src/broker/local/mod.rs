@@ -19,6 +19,7 @@ mod wake;
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::{Sqlite, SqliteConnection, SqlitePool, Transaction};
@@ -198,6 +199,14 @@ impl Broker for LocalBroker {
         self.inner.create(queue).await
     }
 
+    async fn find(&self, name: &str) -> Result<Option<Queue>, BrokerError> {
+        self.inner.find(name).await
+    }
+
+    async fn oldest(&self, queue: &Queue) -> Result<Option<Duration>, BrokerError> {
+        self.inner.oldest(queue).await
+    }
+
     async fn list(&self) -> Result<Vec<String>, BrokerError> {
         self.inner.list().await
     }
@@ -221,8 +230,6 @@ fn is_same_file(path: &Path, database: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::broker::{Attributes, EntryError};
     use crate::clock::Timestamp;

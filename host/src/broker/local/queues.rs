@@ -7,7 +7,7 @@ use sqlx::SqliteConnection;
 use super::Inner;
 use crate::broker::limits::{check_new_queue, check_queue_name};
 use crate::broker::{BrokerError, Depth, NewQueue, Queue};
-use crate::clock::millis;
+use crate::clock::{Timestamp, millis};
 
 /// What SQS gives a queue that was created without attributes.
 /// Source: Amazon SQS API reference, `CreateQueue`.
@@ -68,13 +68,8 @@ impl From<QueueRow> for Queue {
 impl Inner {
     /// The queue; made with the defaults of SQS when there is none.
     pub(super) async fn queue(&self, name: &str) -> Result<Queue, BrokerError> {
-        check_queue_name(name)?;
-        let failed = self.failed("looking a queue up");
-        let mut connection = self.pool.acquire().await.map_err(&failed)?;
-        let found = QueueRow::find(&mut connection, name).await.map_err(&failed)?;
-        drop(connection);
-        match found {
-            Some(row) => Ok(row.into()),
+        match self.find(name).await? {
+            Some(queue) => Ok(queue),
             None => {
                 let new = NewQueue {
                     name: name.to_owned(),
@@ -86,6 +81,30 @@ impl Inner {
                 Ok(row.into())
             }
         }
+    }
+
+    /// The queue, where there is one.
+    pub(super) async fn find(&self, name: &str) -> Result<Option<Queue>, BrokerError> {
+        check_queue_name(name)?;
+        let failed = self.failed("looking a queue up");
+        let mut connection = self.pool.acquire().await.map_err(&failed)?;
+        let found = QueueRow::find(&mut connection, name).await.map_err(&failed)?;
+        Ok(found.map(Queue::from))
+    }
+
+    /// How long the oldest message that is kept has been here.
+    pub(super) async fn oldest(&self, queue: &Queue) -> Result<Option<Duration>, BrokerError> {
+        let now = self.options.clock.now();
+        let sent_at: Option<i64> = sqlx::query_scalar(
+            "SELECT min(sent_at) FROM sqjobs_messages WHERE sent_at > ?2 \
+             AND queue_id = (SELECT id FROM sqjobs_queues WHERE name = ?1)",
+        )
+        .bind(&queue.address)
+        .bind(now.0.saturating_sub(millis(queue.retention)))
+        .fetch_one(&self.pool)
+        .await
+        .map_err(self.failed("looking for the oldest message"))?;
+        Ok(sent_at.map(|sent_at| now.since(Timestamp(sent_at))))
     }
 
     pub(super) async fn create(&self, new: &NewQueue) -> Result<Queue, BrokerError> {

@@ -1,6 +1,6 @@
 //! Amazon SQS. This folder is the only place that names the AWS SDK.
 //!
-//! `queues` finds a queue and reads its limits, `messages` carries messages, `error` turns
+//! `queues` finds a queue and reads its limits, `permissions` finds out what is not allowed, `messages` carries messages, `error` turns
 //! what the SDK says into what a person can act on. Nothing needs `ListQueues` but listing.
 //!
 //! The SDK repeats a call that failed for the moment a few times, quickly: that covers a
@@ -8,6 +8,7 @@
 
 mod error;
 mod messages;
+mod permissions;
 mod queues;
 
 use std::collections::HashSet;
@@ -243,6 +244,10 @@ impl Broker for SqsBroker {
 
     async fn create(&self, queue: &NewQueue) -> Result<Queue, BrokerError> {
         self.create_queue(queue).await
+    }
+
+    async fn check_permissions(&self, queue: &Queue) -> Result<(), BrokerError> {
+        self.try_permissions(queue).await
     }
 
     async fn list(&self) -> Result<Vec<String>, BrokerError> {

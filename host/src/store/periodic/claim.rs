@@ -345,6 +345,11 @@ impl Store {
                     "DELETE FROM {{p}}outbox WHERE body IS NULL AND job_id IN (SELECT id FROM \
                      {{p}}jobs WHERE status = 'CANCELLED' AND id IN {list})"
                 ),
+                // Its worker stops it, as it does one that an operator cancels.
+                format!(
+                    "UPDATE {{p}}jobs SET cancel_requested = 1 \
+                     WHERE status = 'RUNNING' AND id IN {list}"
+                ),
             ] {
                 let mut query = sqlx::query(self.sql(&statement));
                 for id in chunk {

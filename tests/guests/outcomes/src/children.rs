@@ -82,8 +82,8 @@ impl Job for Chain {
     }
 }
 
-/// `progress_job STEPS`: tells so many steps of progress, then a share out of range and one that
-/// is no number.
+/// `progress_job STEPS [--kwarg hold_ms=..]`: tells so many steps of progress, then a share out of
+/// range and one that is no number; then it sleeps.
 #[derive(Default)]
 pub(crate) struct ProgressJob;
 
@@ -98,6 +98,8 @@ impl Job for ProgressJob {
         }
         progress(7.0, "beyond the end");
         progress(f64::NAN, None);
+        let hold_ms: Option<u64> = call.kwarg("hold_ms")?;
+        std::thread::sleep(Duration::from_millis(hold_ms.unwrap_or(0)));
         Ok(())
     }
 }

@@ -1,0 +1,10 @@
+DROP TABLE paused_queues;
+DROP INDEX jobs_by_error;
+DROP INDEX jobs_by_status;
+DROP INDEX jobs_by_queue;
+DROP INDEX jobs_by_name;
+DROP INDEX jobs_pruned;
+DROP INDEX jobs_finished;
+ALTER TABLE jobs DROP COLUMN pruned;
+DROP INDEX jobs_to_stop;
+ALTER TABLE jobs DROP COLUMN cancel_requested;

@@ -1,0 +1,10 @@
+DROP TABLE sqjobs_paused_queues;
+DROP INDEX sqjobs_jobs_by_error;
+DROP INDEX sqjobs_jobs_by_status;
+DROP INDEX sqjobs_jobs_by_queue;
+DROP INDEX sqjobs_jobs_by_name;
+DROP INDEX sqjobs_jobs_pruned;
+DROP INDEX sqjobs_jobs_finished;
+ALTER TABLE sqjobs_jobs DROP COLUMN pruned;
+DROP INDEX sqjobs_jobs_to_stop;
+ALTER TABLE sqjobs_jobs DROP COLUMN cancel_requested;
