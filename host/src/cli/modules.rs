@@ -105,7 +105,7 @@ async fn existing_store(config: &Config) -> Option<Store> {
     match open_store(config, broker).await {
         Ok(store) => Some(store),
         Err(error) => {
-            print::note(&format!(
+            print::note(format_args!(
                 "what workers serve is not known: {}",
                 printable(&format!("{error:#}"))
             ));
