@@ -123,27 +123,25 @@ fn a_job_that_is_parked_before_its_first_send_was_noted_is_sent_again_all_the_sa
     }
 }
 
-/// The worker dies at the job's last receipt, so the queue itself moves the message.
+/// Somebody takes the message of the first job, which was sent again from the outbox.
 #[test]
 fn a_job_whose_message_is_gone_does_not_hold_its_group_up() {
     for pair in [Pair::SqliteSqs, Pair::PostgresSqs] {
         let setup = Setup::new(pair, &["outcomes"]);
-        setup.project.write("sqjobs.toml", "[defaults]\ninitial-backoff = \"200ms\"\n");
-        let (queue, dead) = fifo(&setup, Some(1));
-        let first = add(&setup, &queue, "g", &["fail_then_sleep", "60000"]);
-        let mut worker = setup.project.worker(&[queue.as_str(), "--lease", "5s"]);
-        let _ = setup.wait_for_row(&first, "a second attempt", |row| {
-            row.number("attempts") == 2 && row.text("status") == "RUNNING"
-        });
-        worker.kill();
-        let dead = dead.unwrap();
-        let queue_of = SqsQueue::existing(&queue);
-        wait::until_true("the queue to move the message", || {
-            let _ = queue_of.receive(0);
-            dead.depth()[0] == 1
-        });
-        let second = add(&setup, &queue, "g", &["counter"]);
-        let _worker = setup.project.worker(&[queue.as_str(), "--lease", "5s"]);
+        setup.project.write("sqjobs.toml", "[defaults]\ninitial-backoff = \"1s\"\n");
+        let (name, _dead) = fifo(&setup, Some(1));
+        let first = add(&setup, &name, "g", &["fail_until", "99"]);
+        let mut worker = setup.project.worker(&[name.as_str(), "--grace", "25s"]);
+        let _ = setup.wait_for_row(&first, "a failure", |row| row.number("attempts") > 0);
+        assert_eq!(worker.terminate(), Some(0));
+        // A worker of another queue sends what the outbox holds.
+        let mut sender = setup.worker(&[]);
+        let queue = SqsQueue::existing(&name);
+        wait::until_true("the message that is sent again", || queue.depth()[0] == 1);
+        queue.purge();
+        assert_eq!(sender.terminate(), Some(0));
+        let second = add(&setup, &name, "g", &["counter"]);
+        let _worker = setup.project.worker(&[name.as_str(), "--lease", "5s"]);
         let _ = setup.wait_for_status(&second, "SUCCESS");
         assert_eq!(setup.status(&first).unwrap().text("error_kind"), "lost");
     }

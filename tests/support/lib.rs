@@ -10,7 +10,7 @@
 //! - [`versions`]: versions of one module, made without a compiler.
 //! - [`gate`]: a database server that goes away.
 //! - [`proxy`]: an SQS server that misbehaves by a seed.
-//! - [`side_by_side`]: many small scenarios within one test.
+//! - [`mod@side_by_side`]: many small scenarios within one test.
 //! - [`wait`]: conditions awaited with a deadline, so that no test sleeps.
 //!
 //! A fixture that can't do its work panics, which fails the test that asked for it.
