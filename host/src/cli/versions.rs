@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -231,7 +232,9 @@ async fn canary(
     let share = share(&arguments.share)?;
     let module = Known::of(store, name).await?;
     let loader = loader(config, &Arc::new(Sandbox::new(1)?), false);
-    let canary = loader.load_in_place(file, &place(config, name)).await?;
+    let canary = loader.load_in_place(file, &place(config, name)).await;
+    // What is wrong is told of the module's own file, in whose place it would serve.
+    let canary = canary.with_context(|| format!("`{}` can't be tried", file.display()))?;
     let digest = canary.version.digest.clone();
     if module.serving()? == digest {
         anyhow::bail!("version {digest:.12} of `{name}` serves already");

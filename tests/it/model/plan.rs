@@ -137,6 +137,11 @@ impl Planned {
         let hour = Duration::from_secs(3600);
         match self.kind {
             Kind::Added => vec![request(&self.id)],
+            // Ten minutes: only a cancel ends it in time.
+            Kind::Cancelled => {
+                let sleeps = JobRequest::new("sleep_ms").args(&[600_000]).unwrap();
+                vec![sleeps.id(&self.id).queue(queue)]
+            }
             Kind::Delayed if self.ms.is_multiple_of(2) => {
                 vec![request(&self.id).delay(Duration::from_secs(1))]
             }
