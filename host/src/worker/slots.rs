@@ -488,17 +488,16 @@ mod tests {
         let terms = |limit| Terms { weight: 1, limit };
         let slots = Slots::new(3, &[terms(1)], false);
         let first = take(&slots, 0);
-        let mut waits = [0, 0].map(|queue| Box::pin(slots.take(queue, false)));
-        waits.iter_mut().for_each(|wait| assert!(wait.as_mut().now_or_never().is_none()));
+        let [mut wait, mut last] = [0, 0].map(|queue| Box::pin(slots.take(queue, false)));
+        assert!(wait.as_mut().now_or_never().is_none() && last.as_mut().now_or_never().is_none());
         slots.set_terms(0, terms(2));
-        let mut got = waits.iter_mut().filter_map(|wait| wait.as_mut().now_or_never());
-        let second = got.next();
-        assert!(second.is_some() && got.next().is_none());
+        let second = wait.as_mut().now_or_never();
+        assert!(second.is_some() && last.as_mut().now_or_never().is_none());
         slots.set_terms(0, terms(1));
         drop(first);
         assert!(take(&slots, 0).is_none(), "the second one is still at work");
         drop(second);
-        assert!(waits.into_iter().any(|wait| wait.now_or_never().is_some()));
+        assert!(last.as_mut().now_or_never().is_some());
     }
 
     #[test]
