@@ -299,13 +299,13 @@ fn a_grant_with_a_fault_leaves_all_old_settings_and_says_why() {
     setup.project.set("GREETING", "hello");
     let short = "[jobs.sleep_ms]\ntimeout = \"50ms\"\nmax-attempts = 1\n";
     let mut worker = worker_with(&setup, &format!("{short}{GREETING}"));
-    for fault in [
-        "[[modules.outcomes.grants.folders]]\npath = \"missing\"\n",
-        "[[modules.outcomes.grants.folders]]\npath = \"jobs\"\n",
-        "[modules.outcomes.grants.secrets]\nA = { env = \"NO_SUCH\" }\n",
+    for (named, fault) in [
+        ("/missing`", "[[modules.outcomes.grants.folders]]\npath = \"missing\"\n"),
+        ("/jobs`", "[[modules.outcomes.grants.folders]]\npath = \"jobs\"\n"),
+        ("NO_SUCH", "[modules.outcomes.grants.secrets]\nA = { env = \"NO_SUCH\" }\n"),
     ] {
         setup.project.write(WORKER_FILE, fault);
-        worker.wait_for_line(&["the old one stays", "[modules.outcomes.grants]"]);
+        worker.wait_for_line(&["the old one stays", "[modules.outcomes.grants]", named]);
     }
     assert!(variables(&setup).contains("hello"));
     assert_eq!(end_of_a_slow_job(&setup), "FAILURE");
@@ -327,10 +327,10 @@ fn a_module_that_was_refused_is_looked_at_again_when_the_file_grants_what_it_wan
 fn periodic_entries_of_the_file_change_while_a_worker_runs() {
     let setup = Setup::new(Pair::Embedded, &["adder"]);
     let mut worker = worker_with(&setup, "");
-    for every in ["10m", "20m"] {
+    for (every, told) in [("10m", "is new"), ("20m", "is defined anew")] {
         let entry = format!("[periodic.adder_job]\nevery = \"{every}\"\nargs = [1, 2]\n");
         setup.project.write(WORKER_FILE, entry);
-        worker.wait_for_line(&["the periodic entry `adder_job` is"]);
+        worker.wait_for_line(&["the periodic entry `adder_job`", told]);
         let listed = setup.run(&["periodic", "list"]).ok();
         assert!(listed.stdout.contains(every), "{}", listed.stdout);
     }

@@ -54,15 +54,32 @@ impl LiveConfig {
     /// # Errors
     /// All that is wrong with them, or can't be granted; the old ones stay.
     pub fn reload(&self) -> Result<Vec<&'static str>, ConfigError> {
-        let (config, fixed) = self.load().followed_by(Config::load(&self.flags)?);
-        self.current.store(Arc::new(config.with_grants()?));
-        self.changed.send_replace(());
+        let (config, fixed) = self.read_again()?;
+        self.adopt(config);
         Ok(fixed)
     }
 
-    fn reload_and_tell(&self) {
-        match self.reload() {
-            Ok(fixed) => {
+    fn read_again(&self) -> Result<(Config, Vec<&'static str>), ConfigError> {
+        let (config, fixed) = self.load().followed_by(Config::load(&self.flags)?);
+        Ok((config.with_grants()?, fixed))
+    }
+
+    fn adopt(&self, config: Config) {
+        self.current.store(Arc::new(config));
+        self.changed.send_replace(());
+    }
+
+    /// What was read while the file changed once more is dropped without a word: it may be half
+    /// of a file that is being written, and half of it may be valid. Whoever watches the file
+    /// takes it again.
+    fn reload_unless(&self, has_changed: impl FnOnce() -> bool) {
+        let read = self.read_again();
+        if has_changed() {
+            return;
+        }
+        match read {
+            Ok((config, fixed)) => {
+                self.adopt(config);
                 info!("read the configuration again; it holds for attempts that begin from now on");
                 for key in fixed {
                     warn!("`{key}` changed in the configuration; it needs a restart");
@@ -87,8 +104,10 @@ impl LiveConfig {
         loop {
             tokio::select! {
                 () = stopping.cancelled() => return,
-                _ = hangups.0.recv() => self.reload_and_tell(),
-                () = changed(&mut watch) => self.reload_and_tell(),
+                _ = hangups.0.recv() => self.reload_unless(|| false),
+                () = changed(&mut watch) => {
+                    self.reload_unless(|| watch.as_ref().is_some_and(|watch| !watch.is_up_to_date()));
+                }
             }
         }
     }
@@ -116,7 +135,7 @@ fn watch_file(file: &Path, config: &Config) -> Watch {
     let name = file.file_name().unwrap_or_default().to_owned();
     let is_watched = Arc::new(move |path: &Path| path.file_name() == Some(&name));
     let file = folder.join(file.file_name().unwrap_or_default());
-    Watch::of_known(&[folder], is_watched, config.deploy.watch, &[file])
+    Watch::new(&[folder], is_watched, config.deploy.watch, &[(file, config.file_stamp)])
 }
 
 /// Waits until a watched file is there and changed.
@@ -152,6 +171,7 @@ impl Config {
         let changed = changed.into_iter().filter(|(_, is)| *is).map(|(key, _)| key).collect();
         let mut config = Self {
             file: self.file.clone(),
+            file_stamp: next.file_stamp,
             data_dir: self.data_dir.clone(),
             chosen_broker: self.chosen_broker,
             jobs_dirs: self.jobs_dirs.clone(),

@@ -20,6 +20,7 @@ use crate::broker::MAX_VISIBILITY_TIMEOUT_SECS;
 use crate::clock::MAX_AHEAD;
 use crate::registry::compile::CompileSettings;
 use crate::registry::definition::Definition;
+use crate::registry::settle::Stamp;
 use crate::retry::RetryPolicy;
 use crate::sandbox::limits::Limits;
 use crate::store::Database;
@@ -130,6 +131,8 @@ pub struct Flags {
 pub struct Config {
     /// The file that was read, if any.
     pub file: Option<PathBuf>,
+    /// That file's state just before it was read: what changes after it is a change.
+    pub(crate) file_stamp: Option<Stamp>,
     /// Folder of the embedded database and queue, and of the code cache.
     pub data_dir: PathBuf,
     /// The chosen broker; `None` when none was chosen, which means the local one.
@@ -301,6 +304,7 @@ impl Config {
             .find(|name| environment(name).is_some());
         Self {
             file: reader.file.clone(),
+            file_stamp: reader.file_stamp,
             data_dir,
             chosen_broker,
             jobs_dirs,

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{ConfigError, FILE_NAME, Flags, suggestion};
+use crate::registry::settle::Stamp;
 
 /// Settings that may stand in the file as a number.
 const NUMBERS: [&str; 3] = ["concurrency", "keep-count", "max-generations"];
@@ -29,6 +30,8 @@ pub(super) struct Reader<'a> {
     top: Place,
     /// The file that was read.
     pub(super) file: Option<PathBuf>,
+    /// That file's state just before it was read.
+    pub(super) file_stamp: Option<Stamp>,
     pub(super) faults: Vec<String>,
 }
 
@@ -60,6 +63,8 @@ impl<'a> Reader<'a> {
         let file = named.clone().or_else(|| {
             folder.ancestors().map(|above| above.join(FILE_NAME)).find(|path| path.is_file())
         });
+        // Before the reading: a change while it is read must count as one.
+        let file_stamp = file.as_deref().and_then(|path| Stamp::of(path).ok().flatten());
         let table = match &file {
             None => toml::Table::new(),
             Some(path) => {
@@ -82,7 +87,8 @@ impl<'a> Reader<'a> {
         };
         let label = file.as_ref().map(|path| format!("`{}`", path.display())).unwrap_or_default();
         let top = Place { table, path: String::new(), file: label, faults: Vec::new() };
-        Ok(Self { flags, environment, folder: folder.into(), top, file, faults: Vec::new() })
+        let (folder, faults) = (folder.into(), Vec::new());
+        Ok(Self { flags, environment, folder, top, file, file_stamp, faults })
     }
 
     /// The folder of the file, or the working folder without one: where defaults lie.

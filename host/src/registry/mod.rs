@@ -13,7 +13,7 @@ pub mod deploy;
 mod kept;
 pub mod load;
 mod measure;
-mod settle;
+pub(crate) mod settle;
 mod snapshot;
 mod sync;
 pub mod tally;

@@ -153,6 +153,16 @@ impl Settling {
         self.files.keys().map(PathBuf::as_path)
     }
 
+    /// Whether each file is as it was taken, as far as `look` can tell its present state.
+    pub(crate) fn is_up_to_date(
+        &self,
+        look: impl Fn(&Path) -> std::io::Result<Option<Stamp>>,
+    ) -> bool {
+        self.files.iter().all(|(path, file)| {
+            file.pending.is_none() && !look(path).is_ok_and(|stamp| stamp != file.taken)
+        })
+    }
+
     /// Notes that a file was taken in this state.
     pub(crate) fn taken(&mut self, path: &Path, stamp: Option<Stamp>) {
         self.files.insert(path.to_path_buf(), Watched { taken: stamp, pending: None });
@@ -251,6 +261,17 @@ mod tests {
         settling.observe(path(), None, Hint::Looked, now);
         let away = || std::io::Error::from_raw_os_error(5);
         assert!(settling.take_due(now + LONGEST, |_| Err(away())).is_empty());
+    }
+
+    #[test]
+    fn what_changed_since_it_was_taken_is_not_up_to_date() {
+        let (mut settling, now) = (Settling::default(), Instant::now());
+        settling.observe(path(), stamp(5), Hint::Whole, now);
+        assert!(!settling.is_up_to_date(|_| Ok(stamp(5))), "it was not taken yet");
+        assert!(taken(&mut settling, now, stamp(5)));
+        assert!(settling.is_up_to_date(|_| Ok(stamp(5))));
+        assert!(!settling.is_up_to_date(|_| Ok(stamp(0))), "it was cut to be written anew");
+        assert!(!settling.is_up_to_date(|_| Ok(None)));
     }
 
     #[test]

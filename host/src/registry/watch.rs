@@ -122,18 +122,6 @@ impl Watch {
         watch
     }
 
-    /// [`Self::new`], where what is known are files that were read just now.
-    pub(crate) fn of_known(
-        folders: &[PathBuf],
-        is_watched: IsWatched,
-        options: WatchOptions,
-        files: &[PathBuf],
-    ) -> Self {
-        let known: Vec<_> =
-            files.iter().map(|file| (file.clone(), Stamp::of(file).ok().flatten())).collect();
-        Self::new(folders, is_watched, options, &known)
-    }
-
     /// Waits for files that changed and may be read. Nothing is lost when the wait is given up.
     pub(crate) async fn next(&mut self) -> Vec<Change> {
         loop {
@@ -171,6 +159,11 @@ impl Watch {
     pub(crate) fn look_again(&mut self, path: &Path) {
         self.settling.look_again(path);
         self.look_soon();
+    }
+
+    /// Whether all files that are known are now as they were when they were taken.
+    pub(crate) fn is_up_to_date(&self) -> bool {
+        self.settling.is_up_to_date(Stamp::of)
     }
 
     fn look_soon(&mut self) {
