@@ -126,18 +126,23 @@ impl Sender {
         for row in rows {
             by_queue.entry(row.queue.clone()).or_default().push(row);
         }
-        for (queue, rows) in by_queue {
-            for batch in rows.chunks(MAX_BATCH) {
-                for (row, error) in self.send_rows(&queue, batch).await? {
-                    warn!(
-                        queue, job.id = %printable(&row.job.id),
-                        "job {} can't be sent and is in the dead list: {error}",
-                        printable(&row.job.name)
-                    );
-                }
+        // Side by side: a queue that answers slowly does not hold the others up.
+        let sends = by_queue.iter().map(|(queue, rows)| self.send_to(queue, rows));
+        futures_util::future::join_all(sends).await.into_iter().collect::<Result<(), _>>()?;
+        Ok(taken)
+    }
+
+    async fn send_to(&self, queue: &str, rows: &[OutboxRow]) -> Result<(), StoreError> {
+        for batch in rows.chunks(MAX_BATCH) {
+            for (row, error) in self.send_rows(queue, batch).await? {
+                warn!(
+                    queue, job.id = %printable(&row.job.id),
+                    "job {} can't be sent and is in the dead list: {error}",
+                    printable(&row.job.name)
+                );
             }
         }
-        Ok(taken)
+        Ok(())
     }
 
     /// Sends up to ten rows to one queue, and notes for each what became of it. Returns the rows
@@ -219,12 +224,12 @@ impl Sender {
     /// # Errors
     /// It does not exist, or the broker can't be asked.
     pub async fn queue(&self, name: &str) -> Result<Queue, BrokerError> {
-        let mut queues = self.queues.lock().await;
-        if let Some(queue) = queues.get(name) {
+        if let Some(queue) = self.queues.lock().await.get(name) {
             return Ok(queue.clone());
         }
+        // Not under the lock: a queue that does not answer must not hold the others up.
         let queue = self.broker.queue(name).await?;
-        queues.insert(name.to_owned(), queue.clone());
+        self.queues.lock().await.insert(name.to_owned(), queue.clone());
         Ok(queue)
     }
 }

@@ -129,3 +129,60 @@ fn a_locked_sqlite_file_delays_outcomes_and_loses_none() {
         assert_eq!(worker.terminate(), Some(0));
     });
 }
+
+/// What has not begun needs no database to go back.
+#[test]
+fn a_worker_that_stops_while_the_database_is_away_gives_its_messages_back_at_once() {
+    let (setup, gate) = behind_gate();
+    let mut worker = setup.worker(&["--lease", "10m"]);
+    worker.wait_until_ready();
+    gate.close();
+    send_effects(&setup, 5, "{}");
+    wait::until_true("five received messages", || setup.depth() == [0, 5, 0]);
+    worker.wait_for_line(&["cannot use the database"]);
+    assert_eq!(worker.terminate(), Some(0), "{}", worker.shown());
+    assert_eq!(setup.depth(), [5, 0, 0], "no lease of ten minutes holds them");
+
+    gate.open();
+    let mut next = setup.worker(&[]);
+    wait_until_all_succeeded(&setup, 5);
+    assert_eq!(next.terminate(), Some(0));
+}
+
+on_every_pair! {
+    /// A job whose row, and one whose outcome, the database will never take, among others.
+    fn what_the_database_refuses_harms_its_own_job_only(pair) {
+        let setup = Setup::new(pair, &["adder"]);
+        let refuse = match pair {
+            Pair::PostgresSqs => {
+                "ALTER TABLE {jobs} ADD CONSTRAINT no_args CHECK (args <> '[13]'), \
+                 ADD CONSTRAINT no_result CHECK (result IS NULL OR result <> '42')"
+            }
+            _ => {
+                "CREATE TRIGGER no_args BEFORE INSERT ON {jobs} WHEN NEW.args = '[13]' \
+                 BEGIN SELECT RAISE(ABORT, 'no_args'); END; \
+                 CREATE TRIGGER no_result BEFORE UPDATE ON {jobs} WHEN NEW.result = '42' \
+                 BEGIN SELECT RAISE(ABORT, 'no_result'); END"
+            }
+        };
+        let _ = setup.run(&["migrate"]).ok();
+        setup.execute(&setup.named(refuse));
+        let body = |n| format!(r#"{{"id": "job-{n}", "name": "adder_job", "args": [{n}]}}"#);
+        let _ids = setup.send_bodies(&[1, 13, 2, 42, 3, 4, 5].map(body));
+        let mut worker = setup.worker(&[]);
+
+        for n in 1..=5 {
+            let _ = setup.wait_for_status(&format!("job-{n}"), "SUCCESS");
+        }
+        let row = setup.wait_for_status("job-42", "FAILURE");
+        assert!(row.text("error").contains("refuses this attempt's outcome"), "{row}");
+        assert!(row.text("error").contains("no_result"), "the reason is told: {row}");
+        let dead = setup.wait_for_dead(2);
+        let aside = dead.iter().find(|entry| entry.text("kind") == "malformed").unwrap();
+        assert!(aside.text("reason").contains("no_args"), "{aside}");
+        assert!(aside.text("body").contains("job-13"), "{aside}");
+        setup.wait_until_drained();
+        assert!(setup.status("job-13").is_none());
+        assert_eq!(worker.terminate(), Some(0), "{}", worker.shown());
+    }
+}

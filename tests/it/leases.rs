@@ -42,14 +42,38 @@ on_every_pair! {
     fn what_outlasts_the_grace_time_is_given_back_and_not_counted(pair) {
         let setup = Setup::new(pair, &["outcomes"]);
         setup.project.write("sqjobs.toml", "[defaults]\nmax-attempts = 1\n");
-        let id = setup.add(&["sleep_ms", "4000"]);
+        let id = setup.add(&["effect", "--kwarg", "ms=4000"]);
         let mut first = setup.worker(&["--grace", "200ms"]);
         let _ = setup.wait_for_status(&id, "RUNNING");
         assert_eq!(first.terminate(), Some(0), "{}", first.shown());
+        let is_told = |line: &String| line.contains("torn down") || line.contains("failed ");
+        assert!(!first.log().iter().any(is_told), "it ran no later stage: {}", first.shown());
         assert_eq!(setup.status(&id).unwrap().text("status"), "PENDING");
         let _second = setup.worker(&[]);
         let row = setup.wait_for_status(&id, "SUCCESS");
         assert_eq!(row.number("attempts"), 2);
+    }
+
+    /// What was written before the clock was set back is of the future: by it a dead worker would
+    /// hold its jobs, and a dead sender its rows, until the clock is there again.
+    fn a_clock_that_is_set_back_holds_nothing_up(pair) {
+        let setup = Setup::new(pair, &["outcomes"]);
+        let running = setup.add(&["sleep_ms", "1000"]);
+        let mut first = setup.worker(&SHORT);
+        let _ = setup.wait_for_status(&running, "RUNNING");
+        first.kill();
+        let parked = setup.add(&["counter", "--delay", "20m"]);
+        let hour = 3_600_000;
+        let statement = format!("UPDATE {{workers}} SET renewed_at = renewed_at + {hour}");
+        setup.execute(&setup.named(&statement));
+        let statement =
+            format!("UPDATE {{outbox}} SET taken_until = not_before + {hour}, not_before = 0");
+        setup.execute(&setup.named(&statement));
+
+        let _second = setup.worker(&SHORT);
+        let _ = setup.wait_for_status(&parked, "SUCCESS");
+        let row = setup.wait_for_status(&running, "SUCCESS");
+        assert_eq!(row.number("attempts"), 2, "{row}");
     }
 
     fn a_hundred_jobs_over_three_workers_with_kills_all_succeed_once(pair) {

@@ -60,6 +60,22 @@ const ROWS: &[Row] = &[
         warning: Some("fault in tear-down"),
     },
     Row {
+        rule: "a tear-down that hangs after a failing run is stopped, and run's failure stands",
+        job: &["fail_in", "run", "--kwarg", "permanent=true", "--kwarg", "hang_in=tear-down"],
+        stages: &["set-up", "run", "tear-down", "on-failure"],
+        status: "FAILURE",
+        error: Some("fault in run"),
+        warning: Some("tear-down"),
+    },
+    Row {
+        rule: "an on-success that hangs is a warning and the success stands",
+        job: &["fail_in", "--kwarg", "hang_in=on-success"],
+        stages: &["set-up", "run", "tear-down", "on-success"],
+        status: "SUCCESS",
+        error: None,
+        warning: Some("on-success"),
+    },
+    Row {
         rule: "a failing on-success is a warning and the success stands",
         job: &["fail_in", "on-success"],
         stages: &["set-up", "run", "tear-down", "on-success"],
@@ -198,7 +214,8 @@ const ROWS: &[Row] = &[
 ];
 
 /// Settings under which a job that sleeps is stopped soon.
-const SETTINGS: &str = "[jobs.sleep_ms]\ntimeout = \"700ms\"\n";
+const SETTINGS: &str =
+    "[jobs.sleep_ms]\ntimeout = \"700ms\"\n[jobs.fail_in]\ntimeout = \"900ms\"\n";
 
 /// What a guest logged in the first attempt of a job, and warnings of the host about it.
 struct Told {

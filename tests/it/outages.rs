@@ -135,5 +135,8 @@ fn an_attempt_whose_receipt_expired_is_stopped_and_its_job_runs_again() {
         assert_eq!(worker.terminate(), Some(0));
         let ends = worker.log().iter().filter(|line| line.contains("ended slow")).count();
         assert_eq!(ends, 1, "the first attempt was stopped before its end: {}", worker.shown());
+        let told = |word: &str| worker.log().iter().filter(|line| line.contains(word)).count();
+        assert_eq!(told("torn down slow"), 1, "it ran no later stage: {}", worker.shown());
+        assert_eq!(told("failed slow"), 0, "it is no failure: {}", worker.shown());
     }
 }

@@ -469,6 +469,23 @@ on_every_database! {
         assert_eq!(store.dead("a").await.unwrap().unwrap().kind, "undeliverable");
     }
 
+    /// Its message came another way: nothing is left to send.
+    async fn a_row_that_can_t_be_sent_of_a_job_that_runs_or_has_ended_is_dropped(store) {
+        let undeliverable = |id| DeadMessage { kind: DeadKind::Undeliverable, ..dead(id) };
+        for (id, ends) in [("runs", false), ("ended", true)] {
+            let new = NewJob { job: job(id), ..new_job() };
+            let Enqueued::Added { outbox_id, .. } = store.enqueue(&new).await.unwrap() else { panic!() };
+            let _ = begin(&store, &job(id), id).await;
+            if ends {
+                assert!(end(&store, finish(&job(id), id, 1, Ending::Success)).await);
+            }
+            store.outbox_undeliverable(outbox_id, &undeliverable(id)).await.unwrap();
+            let expected = if ends { "SUCCESS" } else { "RUNNING" };
+            assert_eq!(store.status(id).await.unwrap().unwrap().status, expected);
+            assert!(store.dead(id).await.unwrap().is_none());
+        }
+    }
+
     async fn a_job_that_took_two_workers_down_runs_alone_and_only_a_crash_alone_puts_it_aside(store) {
         let job = job("a");
         crash(&store, &job, "w0").await;
@@ -625,6 +642,39 @@ on_every_database! {
         assert!(matches!(ask(of("two", "6")).await, Claim::Begun(_)));
     }
 
+    /// One host is given the queue's name, another its URL.
+    async fn the_order_of_a_group_holds_whether_rows_name_their_queue_or_its_url(store) {
+        let new = |id: &str, queue: &str, url: Option<&str>| NewJob {
+            job: job(id),
+            queue: queue.into(),
+            queue_url: url.map(Into::into),
+            group: Some("g".into()),
+            ..new_job()
+        };
+        let url = "http://h:1/2/q_1.fifo";
+        let jobs = [
+            (new("a", "q_1.fifo", None), true),
+            (new("b", "q_1.fifo", Some(url)), false),
+            (new("c", "q_1.fifo", None), false),
+            (new("d", "qx1.fifo", Some("http://h:1/2/qx1.fifo")), true),
+        ];
+        for (new, expected) in jobs {
+            let Enqueued::Added { is_next, .. } = store.enqueue_for_sweep(&new).await.unwrap()
+            else { panic!() };
+            assert_eq!(is_next, expected, "{}", new.job.id);
+        }
+        let mut order = Vec::new();
+        loop {
+            let rows = store.take_outbox(10, 0).await.unwrap();
+            if rows.is_empty() {
+                break;
+            }
+            order.push(rows.iter().map(|row| row.job.id.clone()).collect::<Vec<_>>().join(" "));
+            store.outbox_sent(&rows.iter().map(|row| row.id).collect::<Vec<_>>()).await.unwrap();
+        }
+        assert_eq!(order, ["a d", "b", "c"]);
+    }
+
     async fn of_one_group_of_a_fifo_queue_one_row_is_sent_at_a_time(store) {
         let new = |id: &str, group: &str| NewJob {
             job: job(id),
@@ -644,7 +694,7 @@ on_every_database! {
         };
         let first = store.take_outbox(10, 0).await.unwrap();
         assert_eq!(taken(&first), ["a", "c"]);
-        store.outbox_failed(first[0].id, "not now", 600_000).await.unwrap();
+        store.outbox_failed(first[0].id, "not now", 60_000).await.unwrap();
         assert!(store.take_outbox(10, 0).await.unwrap().is_empty(), "b waits for a");
         store.outbox_sent(&[first[0].id]).await.unwrap();
         assert_eq!(taken(&store.take_outbox(10, 0).await.unwrap()), ["b"]);

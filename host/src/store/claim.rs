@@ -145,7 +145,7 @@ impl Store {
         let rows = query.fetch_all(&mut *write.tx).await?;
         let mut known = std::collections::HashMap::with_capacity(rows.len());
         for row in &rows {
-            let row = JobRow::read(row)?;
+            let row = JobRow::read(row, now)?;
             known.insert(row.id.clone(), row);
         }
 
@@ -208,7 +208,8 @@ impl Store {
         let Some(group) = &request.group else { return Ok(None) };
         loop {
             let ahead = sqlx::query(self.sql(
-                "SELECT j.id, j.status, CAST(w.renewed_at + w.lease_ms AS bigint) AS alive_until, \
+                "SELECT j.id, j.status, CAST(w.lease_ms + CASE WHEN w.renewed_at > {now} THEN {now} \
+                 ELSE w.renewed_at END AS bigint) AS alive_until, \
                  (SELECT max(o.id) FROM {p}outbox o WHERE o.job_id = j.id AND o.body IS NULL) AS row \
                  FROM {p}jobs j LEFT JOIN {p}workers w ON w.id = j.worker_id \
                  WHERE j.queue = $1 AND j.message_group = $2 AND j.group_position < $3 \
@@ -390,7 +391,7 @@ struct JobRow {
 }
 
 impl JobRow {
-    fn read(row: &AnyRow) -> Result<Self, sqlx::Error> {
+    fn read(row: &AnyRow, now: i64) -> Result<Self, sqlx::Error> {
         let renewed_at: Option<i64> = row.try_get("renewed_at")?;
         let lease_ms: Option<i64> = row.try_get("lease_ms")?;
         Ok(Self {
@@ -411,7 +412,11 @@ impl JobRow {
             error_kind: row.try_get("error_kind")?,
             group_position: row.try_get("group_position")?,
             is_cancelled: row.try_get::<i64, _>("cancel_requested")? != 0,
-            alive_until: renewed_at.zip(lease_ms).map(|(at, lease)| at.saturating_add(lease)),
+            // A renewal of the future was written before the clock was set back: no claim holds
+            // others off for longer than a lease.
+            alive_until: renewed_at
+                .zip(lease_ms)
+                .map(|(at, lease)| at.min(now).saturating_add(lease)),
         })
     }
 }

@@ -20,6 +20,9 @@ use crate::text::without_nul;
 
 /// How long a taken row is left to the sender that took it, in milliseconds.
 const TAKEN_FOR_MS: i64 = 30_000;
+/// The longest that a row is held, by a sender or after a send that failed. What is held for
+/// longer was held before the database's clock was set back.
+const LONGEST_HELD_MS: i64 = 61_000;
 
 /// A row of the outbox that this sender took.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,9 +56,12 @@ const COLUMNS: &str = "id, job_id, job_name, queue, args, kwargs, message_group,
 
 /// Whether something of the same message group of a FIFO queue must be sent before the row `o`:
 /// an earlier row that is due, or one that stands before it in the group.
+/// Rows name their queue by name or by URL, so what counts is the last part.
 const IS_BLOCKED: &str = "o.queue LIKE '%.fifo' AND EXISTS (SELECT 1 FROM {p}outbox e \
-    WHERE e.queue = o.queue AND e.message_group = o.message_group AND e.id <> o.id \
-    AND e.body IS NULL AND (e.group_position < o.group_position OR (o.group_position IS NULL \
+    WHERE e.message_group = o.message_group AND e.id <> o.id \
+    AND replace(e.queue, rtrim(e.queue, replace(e.queue, '/', '')), '') \
+    = replace(o.queue, rtrim(o.queue, replace(o.queue, '/', '')), '') AND e.body IS NULL \
+    AND (e.group_position < o.group_position OR (o.group_position IS NULL \
     AND e.group_position IS NULL AND e.id < o.id AND e.not_before <= {now})))";
 
 impl OutboxRow {
@@ -103,7 +109,8 @@ impl Store {
             let statement = format!(
                 "UPDATE {{p}}outbox SET taken_until = {{now}} + {TAKEN_FOR_MS}, tries = tries + 1 \
                  WHERE id IN (SELECT id FROM {{p}}outbox o \
-                 WHERE not_before <= {{now}} + $1 AND taken_until <= {{now}} \
+                 WHERE not_before <= {{now}} + $1 \
+                 AND (taken_until <= {{now}} OR taken_until > {{now}} + {LONGEST_HELD_MS}) \
                  AND NOT ({IS_BLOCKED}) \
                  ORDER BY not_before, id LIMIT $2 {{skip_locked}}) RETURNING {COLUMNS}"
             );
@@ -164,7 +171,8 @@ impl Store {
         .await
     }
 
-    /// Notes that a row could not be sent now, and leaves it alone for `wait_ms` milliseconds.
+    /// Notes that a row could not be sent now, and leaves it alone for `wait_ms` milliseconds: a
+    /// minute at most.
     ///
     /// # Errors
     /// The database failed.
@@ -183,7 +191,8 @@ impl Store {
         self.within("note what was not sent", query.execute(&self.inner.pool)).await.map(|_| ())
     }
 
-    /// Sets a row aside that can never be sent: its job fails, and the dead list keeps it.
+    /// Sets a row aside that can never be sent: its job fails, and the dead list keeps it. A job
+    /// that runs or has ended meanwhile needs no send: its row is dropped.
     ///
     /// # Errors
     /// The database failed.
@@ -201,7 +210,7 @@ impl Store {
                 .execute(&mut *write.tx)
                 .await?;
             if deleted.rows_affected() > 0 {
-                sqlx::query(self.sql(
+                let failed = sqlx::query(self.sql(
                     "UPDATE {p}jobs SET status = 'FAILURE', error = $1, \
                      error_kind = 'undeliverable', finished_at = {now}, updated_at = {now}, \
                      retry_at = NULL WHERE id = $2 AND status IN ('PENDING', 'RETRY')",
@@ -210,6 +219,9 @@ impl Store {
                 .bind(&dead.job_id)
                 .execute(&mut *write.tx)
                 .await?;
+                if dead.kind == DeadKind::Undeliverable && failed.rows_affected() == 0 {
+                    return write.tx.commit().await;
+                }
                 self.free_keys(&mut write, dead.job_id.as_ref()).await?;
                 if dead.kind == DeadKind::Malformed {
                     self.take_space(&mut write, dead, u64::MAX).await?;

@@ -23,6 +23,10 @@ pub struct WorkerRow {
 impl Store {
     /// Writes a worker's row, or renews it, by the database's clock.
     ///
+    /// A renewal of the future was written before that clock was set back. Its worker renews it
+    /// within a lease if it lives; if not, its claims must not live until the clock is there
+    /// again, so they get one lease from now.
+    ///
     /// # Errors
     /// The database failed: claims live until one lease after the last renewal.
     pub async fn renew_worker(&self, worker: &WorkerRow) -> Result<(), StoreError> {
@@ -37,7 +41,15 @@ impl Store {
         .bind(env!("CARGO_PKG_VERSION"))
         .bind(&worker.queues)
         .bind(millis(worker.lease));
-        self.within("renew the worker's row", query.execute(&self.inner.pool)).await.map(|_| ())
+        let early = sqlx::query(
+            self.sql("UPDATE {p}workers SET renewed_at = {now} WHERE renewed_at > {now} + 1000"),
+        );
+        self.within("renew the worker's row", async {
+            query.execute(&self.inner.pool).await?;
+            early.execute(&self.inner.pool).await
+        })
+        .await
+        .map(|_| ())
     }
 
     /// Removes a worker's row, which ends all its claims, and rows of workers that are long gone

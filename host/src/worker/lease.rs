@@ -43,6 +43,21 @@ struct Held {
     turn: Arc<AsyncMutex<()>>,
 }
 
+impl Held {
+    /// How long the message is to be held from `now` on, where that is due: with 60% of its lease
+    /// or less left. Never past 12 hours from its receipt: less than a second can't be asked for,
+    /// and then the lease runs out, as it must.
+    fn extension(&self, now: Instant, lease: Duration) -> Option<Duration> {
+        if self.expires_at.saturating_duration_since(now) > lease.mul_f64(0.6) {
+            return None;
+        }
+        let most = Duration::from_secs(u64::from(MAX_VISIBILITY_TIMEOUT_SECS));
+        let left = most.saturating_sub(now.saturating_duration_since(self.received_at));
+        let extension = Duration::from_secs(lease.min(left).as_secs());
+        (!extension.is_zero() && self.expires_at < self.received_at + most).then_some(extension)
+    }
+}
+
 /// The hold on one message. Dropped, the message is left alone and becomes visible in time.
 pub(crate) struct Lease {
     leases: Arc<Leases>,
@@ -143,22 +158,12 @@ impl Leases {
         }
     }
 
-    /// The messages whose lease has 60% or less left, in batches of one queue.
+    /// The messages whose lease is to be extended now, in batches of one queue.
     #[allow(clippy::type_complexity)]
     fn due(&self) -> Vec<(Arc<Queue>, Vec<(u64, Receipt, Duration, OwnedMutexGuard<()>)>)> {
         let mut batches: Vec<(Arc<Queue>, Vec<_>)> = Vec::new();
         for (key, held) in self.lock().iter() {
-            let now = Instant::now();
-            if held.expires_at.saturating_duration_since(now) > self.lease.mul_f64(0.6) {
-                continue;
-            }
-            let most = Duration::from_secs(u64::from(MAX_VISIBILITY_TIMEOUT_SECS));
-            let left = most.saturating_sub(now.duration_since(held.received_at));
-            // Less than a second can't be asked for; the lease runs out, as it must.
-            let extension = self.lease.min(left);
-            if extension.as_secs() == 0 || held.expires_at >= held.received_at + most {
-                continue;
-            }
+            let Some(extension) = held.extension(Instant::now(), self.lease) else { continue };
             let Ok(turn) = held.turn.clone().try_lock_owned() else { continue };
             let entry = (*key, held.receipt.clone(), extension, turn);
             match batches
@@ -196,7 +201,7 @@ impl Leases {
             match result {
                 Ok(()) => {
                     if let Some(held) = self.lock().get_mut(&key) {
-                        held.expires_at = asked_at + Duration::from_secs(extension.as_secs());
+                        held.expires_at = asked_at + extension;
                     }
                 }
                 Err(EntryError::Transient(reason)) => debug!("an extension failed: {reason}"),
@@ -246,5 +251,64 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.leases.lock().remove(&self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEASE: Duration = Duration::from_secs(30);
+    const HOURS: Duration = Duration::from_secs(12 * 3600);
+
+    fn held(received_at: Instant, expires_at: Instant) -> Held {
+        let queue = Queue {
+            name: "q".into(),
+            address: "q".into(),
+            is_fifo: false,
+            max_receive_count: None,
+            dead_letter_queue: None,
+            retention: Duration::from_secs(4 * 86_400),
+            max_message_bytes: 1 << 20,
+        };
+        Held {
+            queue: Arc::new(queue),
+            receipt: Receipt("r".into()),
+            received_at,
+            expires_at,
+            stop: watch::channel(None).0,
+            turn: Arc::default(),
+        }
+    }
+
+    #[test]
+    fn a_lease_is_extended_before_half_of_it_is_gone_and_not_all_the_time() {
+        let now = Instant::now();
+        let left = |secs| held(now, now + Duration::from_secs(secs)).extension(now, LEASE);
+        assert_eq!(left(30), None);
+        assert_eq!(left(19), None);
+        assert_eq!(left(18), Some(LEASE));
+        assert_eq!(left(0), Some(LEASE));
+    }
+
+    /// Source: Amazon SQS API reference, `ChangeMessageVisibility`: 12 hours from the receipt, and
+    /// to ask for more is an error.
+    #[test]
+    fn no_lease_passes_twelve_hours_from_the_receipt() {
+        let received_at = Instant::now();
+        let mut lease = held(received_at, received_at + LEASE);
+        let (mut now, mut extensions) = (received_at, 0);
+        while now < received_at + HOURS + LEASE {
+            if let Some(extension) = lease.extension(now, LEASE) {
+                lease.expires_at = now + extension;
+                extensions += 1;
+                assert!(lease.expires_at <= received_at + HOURS, "{:?}", now - received_at);
+                assert_eq!(extension.subsec_nanos(), 0, "SQS takes whole seconds");
+            }
+            now += Duration::from_millis(700);
+        }
+        assert!(extensions > 3000, "{extensions}");
+        let last = received_at + HOURS - lease.expires_at;
+        assert!(last < Duration::from_secs(2), "given up {last:?} too early");
     }
 }

@@ -66,6 +66,16 @@ pub(super) struct Message<'a> {
     pub(super) must_leave: bool,
 }
 
+/// What came of a call to the database.
+pub(super) enum Answer<T> {
+    /// It was carried out.
+    Said(T),
+    /// The database will never take it, and says why.
+    Refused(String),
+    /// The lease was lost before the database answered, or the worker no longer waits for it.
+    None,
+}
+
 impl Message<'_> {
     /// Whether a return of the message after this wait would have the queue itself move or lose
     /// it: then the job waits in SQL instead, and is sent again when it is due.
@@ -84,9 +94,25 @@ impl Message<'_> {
             || held.saturating_add(wait) >= most
     }
 
-    /// Calls the database until it answers, or the lease is lost. An answer that says no (a row
-    /// that the database will never take) ends it too: the message stays and comes again.
+    /// [`Self::ask`], for what is left to the queue when the database refuses it: the message
+    /// stays and comes again.
     pub(super) async fn persist<T, F>(&self, lease: &Lease, call: impl Fn() -> F) -> Option<T>
+    where
+        F: Future<Output = Result<T, Arc<StoreError>>>,
+    {
+        match self.ask(lease, call, || false).await {
+            Answer::Said(answer) => Some(answer),
+            Answer::Refused(_) | Answer::None => None,
+        }
+    }
+
+    /// Calls the database until it answers, the lease is lost, or it is away while `gives_up`.
+    pub(super) async fn ask<T, F>(
+        &self,
+        lease: &Lease,
+        call: impl Fn() -> F,
+        gives_up: impl Fn() -> bool,
+    ) -> Answer<T>
     where
         F: Future<Output = Result<T, Arc<StoreError>>>,
     {
@@ -95,23 +121,26 @@ impl Message<'_> {
             match call().await {
                 Ok(answer) => {
                     self.worker.database_outage.over();
-                    return Some(answer);
+                    return Answer::Said(answer);
                 }
                 Err(error) if error.is_transient() => {
                     self.worker.database_outage.note(&*error);
+                    if gives_up() {
+                        break;
+                    }
                     tokio::time::sleep(backoff.next()).await;
                 }
                 Err(error) => {
+                    let reason = chain(&*error);
                     error!(
                         message.id = %self.delivery.message_id,
-                        "the database refused a row of this message, which stays on the queue: {}",
-                        chain(&*error)
+                        "the database refused a row of this message: {reason}"
                     );
-                    return None;
+                    return Answer::Refused(reason);
                 }
             }
         }
-        None
+        Answer::None
     }
 
     /// Ends the claim of an attempt whose lease was lost: it would live as long as this worker,

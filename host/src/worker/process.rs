@@ -7,7 +7,7 @@ use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard};
 use tracing::{debug, info, warn};
 
 use super::lease::Lease;
-use super::message::Message;
+use super::message::{Answer, Message};
 use super::slots::Slot;
 use crate::clock::millis;
 use crate::config::Config;
@@ -54,12 +54,16 @@ pub(super) async fn process(held: Message<'_>, lease: Lease, slot: Slot) -> Sett
     let attempt = match held.begin(&lease, &job, &served).await {
         Beginning::Begun(attempt) => attempt,
         Beginning::Refused(why) => return held.refuse(lease, &job, why).await,
+        Beginning::Impossible(reason) => {
+            let reason = format!("the database refuses the job: {reason}");
+            return held.put_aside(lease, DeadKind::Malformed, None, &reason).await;
+        }
         Beginning::LeaseLost => return Settled::Stays,
     };
 
     failpoint::reach("claimed", &job.name);
     let call = held.call(&job, &served, &attempt);
-    let execution = held.run(&lease, &served, &call, &attempt).await;
+    let mut execution = held.run(&lease, &served, &call, &attempt).await;
     served.tally.note(&execution.outcome);
     if execution.outcome == Outcome::LeaseLost {
         warn!(job.id = %printable(&job.id), attempt = call.attempt, "job {} lost its lease; nothing of this attempt is stored", printable(&job.id));
@@ -68,7 +72,8 @@ pub(super) async fn process(held: Message<'_>, lease: Lease, slot: Slot) -> Sett
     }
     failpoint::reach("storing", &job.name);
     let is_parked = execution.settlement.wait().is_some_and(|wait| held.must_park(wait));
-    let is_stored = held.store(&lease, &job, &served, &call, &attempt, &execution, is_parked).await;
+    let stored = held.store(&lease, &job, &served, &call, &attempt, &mut execution, is_parked);
+    let is_stored = stored.await;
     if is_stored.is_none() {
         held.let_go(&job.id, &attempt.token).await;
     }
@@ -123,6 +128,8 @@ pub(super) struct Attempt {
 enum Beginning {
     Begun(Attempt),
     Refused(Refusal),
+    /// The database will never take the job's row, and says why.
+    Impossible(String),
     /// The lease was lost before the database could be reached, or while it waited for its turn.
     LeaseLost,
 }
@@ -149,19 +156,20 @@ impl Message<'_> {
             return Beginning::Begun(Attempt { token, begun: None, config, _turn: turn });
         }
         match self.claim(lease, job, served, &token, false).await {
-            Some(Claim::Begun(begun)) => {
+            Answer::Said(Claim::Begun(begun)) => {
                 let turn = Turn::Shared { _guard: guard };
                 Beginning::Begun(Attempt { token, begun: Some(begun), config, _turn: turn })
             }
-            Some(Claim::OnlyAlone) => {
+            Answer::Said(Claim::OnlyAlone) => {
                 drop(guard);
                 self.begin_alone(lease, job, served, token).await
             }
-            Some(claim) => Beginning::Refused(Refusal::Claim(claim)),
-            None => {
+            Answer::Said(claim) => Beginning::Refused(Refusal::Claim(claim)),
+            Answer::Refused(reason) => Beginning::Impossible(reason),
+            Answer::None => {
                 // It may have been made all the same, and its answer lost.
                 self.let_go(&job.id, &token).await;
-                Beginning::LeaseLost
+                self.not_begun(lease)
             }
         }
     }
@@ -185,15 +193,16 @@ impl Message<'_> {
         };
         let config = self.worker.live.load();
         match self.claim(lease, job, served, &token, true).await {
-            Some(Claim::Begun(begun)) => {
+            Answer::Said(Claim::Begun(begun)) => {
                 let turn = Turn::Alone { _guard: guard };
                 Beginning::Begun(Attempt { token, begun: Some(begun), config, _turn: turn })
             }
-            Some(claim) => Beginning::Refused(Refusal::Claim(claim)),
-            None => {
+            Answer::Said(claim) => Beginning::Refused(Refusal::Claim(claim)),
+            Answer::Refused(reason) => Beginning::Impossible(reason),
+            Answer::None => {
                 // It may have been made all the same, and its answer lost.
                 self.let_go(&job.id, &token).await;
-                Beginning::LeaseLost
+                self.not_begun(lease)
             }
         }
     }
@@ -249,7 +258,7 @@ impl Message<'_> {
             || self.polled.queue.is_fifo
     }
 
-    /// Takes ownership of the job; `None` when the lease was lost while the database was away.
+    /// Takes ownership of the job.
     async fn claim(
         &self,
         lease: &Lease,
@@ -257,7 +266,7 @@ impl Message<'_> {
         served: &Served,
         token: &str,
         is_alone: bool,
-    ) -> Option<Claim> {
+    ) -> Answer<Claim> {
         failpoint::reach("claiming", &job.name);
         let request = ClaimRequest {
             job: job.clone(),
@@ -271,7 +280,10 @@ impl Message<'_> {
             is_ordered: self.polled.queue.is_fifo,
         };
         let claims = &self.worker.claims;
-        self.persist(lease, || claims.call(request.clone())).await
+        // A worker that stops does not wait for a database that is away: what has not begun goes
+        // back at once.
+        let is_stopping = || self.worker.stopping.is_cancelled();
+        self.ask(lease, || claims.call(request.clone()), is_stopping).await
     }
 
     fn call(&self, job: &Job, served: &Served, attempt: &Attempt) -> Call {

@@ -1,9 +1,9 @@
 //! Path 1, step 9: the outcome of an attempt, on its way into the database.
 
 use super::lease::Lease;
-use super::message::Message;
+use super::message::{Answer, Message};
 use super::process::Attempt;
-use crate::outcome::Outcome;
+use crate::outcome::{Cause, Failure, Outcome, Stage};
 use crate::payload::Job;
 use crate::registry::Served;
 use crate::retry::{self, Settlement};
@@ -16,8 +16,9 @@ use crate::text::{cut, without_nul};
 const MAX_WARNINGS_BYTES: usize = 64 << 10;
 
 impl Message<'_> {
-    /// Stores the outcome; tells whether it was this attempt's to store. `None`: the lease was
-    /// lost before the database could be reached.
+    /// Stores the outcome; tells whether it was this attempt's to store. One that the database
+    /// will never take becomes a failure for good that says so. `None`: the lease was lost before
+    /// the database could be reached.
     #[allow(clippy::too_many_arguments)] // each is one fact of the attempt
     pub(super) async fn store(
         &self,
@@ -26,7 +27,7 @@ impl Message<'_> {
         served: &Served,
         call: &Call,
         attempt: &Attempt,
-        execution: &Execution,
+        execution: &mut Execution,
         is_parked: bool,
     ) -> Option<bool> {
         let leaves_nothing =
@@ -38,6 +39,12 @@ impl Message<'_> {
         }
         let request = self.finished(job, served, call, attempt, execution, is_parked);
         let finishes = &self.worker.finishes;
+        match self.ask(lease, || finishes.call(request.clone()), || false).await {
+            Answer::Said(is_stored) => return Some(is_stored),
+            Answer::None => return None,
+            Answer::Refused(reason) => *execution = impossible(execution, &reason),
+        }
+        let request = self.finished(job, served, call, attempt, execution, false);
         self.persist(lease, || finishes.call(request.clone())).await
     }
 
@@ -98,5 +105,23 @@ impl Message<'_> {
             is_ordered: queue.is_fifo,
             dead_letter_queue: queue.dead_letter_queue.clone(),
         }
+    }
+}
+
+/// What is stored instead of an outcome that the database refuses: nothing that the guest said,
+/// since any of it may be the reason. Run again, it would end the same.
+fn impossible(execution: &Execution, reason: &str) -> Execution {
+    Execution {
+        outcome: Outcome::Failed(Failure {
+            cause: Cause::Permanent,
+            stage: Stage::Run,
+            message: format!("the database refuses this attempt's outcome: {reason}"),
+            backtrace: None,
+        }),
+        settlement: Settlement::DeadLetter,
+        logs: String::new(),
+        warnings: Vec::new(),
+        added: Vec::new(),
+        duration: execution.duration,
     }
 }

@@ -7,7 +7,8 @@ use sqjobs_sdk::prelude::*;
 
 /// `effect [--kwarg ms=.. fail_before=.. retry_after=..]`: logs `begun ID`, takes so many
 /// milliseconds, and logs `ended ID` as the last thing that its last stage does. Before the
-/// attempt `fail_before` it fails instead: transiently, or asking for `retry_after` seconds.
+/// attempt `fail_before` it fails instead: transiently, or asking for `retry_after` seconds; then
+/// it logs `failed ID`.
 #[derive(Default)]
 pub(crate) struct Effect;
 
@@ -39,6 +40,16 @@ impl Job for Effect {
 
     fn on_success(&mut self, call: &Call, _result: Option<&str>) -> Result<()> {
         info!("ended {} in attempt {}", call.id(), call.attempt());
+        Ok(())
+    }
+
+    fn tear_down(&mut self, call: &Call) -> Result<()> {
+        info!("torn down {}", call.id());
+        Ok(())
+    }
+
+    fn on_failure(&mut self, call: &Call, _report: &FailureReport) -> Result<()> {
+        info!("failed {}", call.id());
         Ok(())
     }
 }

@@ -74,13 +74,18 @@ impl Job for FailThenSleep {
 }
 
 /// `fail_in STAGE...`: fails in the stages it is told, each with a message that names it, and
-/// permanently if the named argument `permanent` is true.
+/// permanently if the named argument `permanent` is true. In the stage `hang_in` it never ends.
 #[derive(Default)]
 pub(crate) struct FailIn;
 
 impl FailIn {
     fn stage(name: &str, call: &Call) -> Result<()> {
         info!("{name}");
+        if call.kwarg::<Option<String>>("hang_in")?.as_deref() == Some(name) {
+            loop {
+                std::thread::sleep(Duration::from_secs(600));
+            }
+        }
         if !call.args::<Vec<String>>()?.iter().any(|stage| stage == name) {
             return Ok(());
         }

@@ -1,0 +1,2 @@
+DROP INDEX outbox_by_group;
+CREATE INDEX outbox_by_group ON outbox (queue, message_group, id) WHERE message_group IS NOT NULL;
