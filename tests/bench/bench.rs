@@ -21,6 +21,8 @@ impl Bench {
         let folder = std::env::temp_dir().join(support::servers::unique("bench"));
         std::fs::create_dir_all(folder.join("jobs")).unwrap();
         std::fs::copy(module, folder.join("jobs/module.wasm")).unwrap();
+        // Longer than the slowest job that is measured; all else as by default.
+        std::fs::write(folder.join("sqjobs.toml"), "[jobs.effect]\ntimeout = \"5m\"\n").unwrap();
         Self {
             host: host.to_owned(),
             folder,

@@ -6,6 +6,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use serde_json::value::RawValue;
+use sqjobs::client::{AddError, JobRequest};
+use support::servers::RUNTIME;
 use support::{Json, Pair, Setup, servers, wait};
 
 /// Bodies as they lie in SQS, and what a worker does with each.
@@ -256,6 +258,34 @@ on_every_pair! {
         assert!(times.is_sorted(), "{times:?}");
         assert!(times.iter().all(|time| time.len() >= 20 && time.ends_with('Z')), "{times:?}");
         let _ = row.number("duration_ms");
+    }
+
+    /// SQS takes 1 MiB, of which base64 leaves 786,432 bytes of JSON; a producer that does without
+    /// has more room.
+    fn jobs_up_to_the_queues_own_limit_are_run_and_larger_ones_are_refused(pair) {
+        let setup = Setup::new(pair, &["outcomes"]);
+        let _ = setup.run(&["migrate"]).ok();
+        let client = setup.client(&servers::sqs_url());
+        let add = |bytes: usize| {
+            let request = JobRequest::new("counter").queue(&setup.queue);
+            let request = request.args(&["x".repeat(bytes)]).unwrap();
+            RUNTIME.block_on(client.add(request))
+        };
+        let error = add(1 << 20).unwrap_err();
+        let AddError::TooLarge { size, limit, .. } = &error else { panic!("{error}") };
+        assert!(size > limit && error.to_string().contains(&limit.to_string()), "{error}");
+
+        // What surrounds the argument: names, the id, a time.
+        let around = 1024;
+        assert!(matches!(add(limit / 4 * 3), Err(AddError::TooLarge { .. })));
+        let id = add(limit / 4 * 3 - around).unwrap().id;
+        let large = "x".repeat(limit - around);
+        setup.send_body(&format!(r#"{{"id": "large", "name": "counter", "args": ["{large}"]}}"#));
+        let mut worker = setup.worker(&[]);
+        let _ = setup.wait_for_status(&id, "SUCCESS");
+        let _ = setup.wait_for_status("large", "SUCCESS");
+        setup.wait_until_drained();
+        assert_eq!(worker.terminate(), Some(0));
     }
 
     fn many_messages_are_run_once_each(pair) {

@@ -3,6 +3,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use support::proxy::{Faults, Proxy};
+use support::sqs::SqsQueue;
 use support::{Pair, Setup, wait};
 
 /// A project whose host reaches SQS through a proxy.
@@ -99,6 +100,39 @@ fn entries_that_fail_within_a_batch_are_tried_again() {
     }
     setup.wait_until_drained();
     assert!(proxy.calls("DeleteMessageBatch") > 3, "some entries were sent again");
+    assert_eq!(worker.terminate(), Some(0));
+}
+
+/// One message that the queue will never take must not take others with it.
+#[test]
+fn a_batch_that_is_refused_as_a_whole_is_sent_one_by_one() {
+    let (setup, proxy) = behind_proxy(Pair::SqliteSqs, 25);
+    proxy.set_faults(Faults { refused_batch: 1.0, ..Faults::default() });
+    let parent = setup.add(&["add_children", "5"]);
+    let mut worker = setup.worker(&[]);
+    let _ = setup.wait_for_status(&parent, "SUCCESS");
+    let children = "SELECT count(*) FROM {jobs} WHERE parent_id IS NOT NULL AND status = 'SUCCESS'";
+    wait::until_true("five children", || setup.count(children) == 5);
+    assert!(proxy.calls("SendMessageBatch") >= 6, "one refused, and one for each");
+    assert!(setup.dead().is_empty());
+    assert_eq!(worker.terminate(), Some(0));
+}
+
+/// A queue that can't be read is asked again after growing waits; the others go on meanwhile.
+#[test]
+fn a_queue_that_is_gone_costs_the_others_nothing() {
+    let setup = Setup::new(Pair::SqliteSqs, &["outcomes"]);
+    let gone = SqsQueue::unique();
+    let mut worker = setup.worker(&[&gone.name]);
+    worker.wait_until_ready();
+    gone.delete();
+    worker.wait_for_line(&["receive from queue", &gone.name]);
+    let ids = send_counters(&setup, 50);
+    for id in &ids {
+        let _ = setup.wait_for_status(id, "SUCCESS");
+    }
+    let told = worker.log().iter().filter(|line| line.contains("receive from queue")).count();
+    assert_eq!(told, 1, "an outage is told once: {}", worker.shown());
     assert_eq!(worker.terminate(), Some(0));
 }
 

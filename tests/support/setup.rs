@@ -387,7 +387,13 @@ impl Setup {
             Pair::PostgresSqs => servers::database_url(),
             _ => format!("sqlite:{}", self.sqlite_file().display()),
         };
-        sqlx::AnyConnection::connect(&url).await.unwrap()
+        let mut connection = sqlx::AnyConnection::connect(&url).await.unwrap();
+        if self.pair != Pair::PostgresSqs {
+            // As patient as the workers beside it, on a busy machine.
+            let patience = sqlx::raw_sql("PRAGMA busy_timeout = 30000");
+            patience.execute(&mut connection).await.unwrap();
+        }
+        connection
     }
 
     fn sqlite_file(&self) -> PathBuf {

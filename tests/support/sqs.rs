@@ -100,6 +100,14 @@ impl SqsQueue {
         RUNTIME.block_on(CLIENT.purge_queue().queue_url(&self.url).send()).unwrap();
     }
 
+    /// Deletes the queue itself.
+    ///
+    /// # Panics
+    /// The server refuses.
+    pub fn delete(&self) {
+        RUNTIME.block_on(CLIENT.delete_queue().queue_url(&self.url).send()).unwrap();
+    }
+
     /// Sends a body so many times, in batches of ten.
     ///
     /// # Panics

@@ -1,6 +1,7 @@
 //! Thousands of jobs with random outcomes, on several workers that are killed, stopped and
 //! started again at random, behind an SQS server that misbehaves. At the end every job is
-//! accounted for, as the plan foretold it.
+//! accounted for, as the plan foretold it, and those of a FIFO queue ran in the order of their
+//! groups.
 //!
 //! `SQJOBS_MODEL_SECS` makes it longer, `SQJOBS_MODEL_SEED` repeats the plan and the faults of a
 //! run that failed; what the machine's scheduling adds can't be repeated.
@@ -16,6 +17,7 @@ use sqjobs::client::Client;
 use sqjobs::clock::Clock;
 use support::proxy::{Faults, Proxy};
 use support::servers::RUNTIME;
+use support::sqs::SqsQueue;
 use support::{Output, Pair, Setup, WorkerProcess, servers, wait};
 
 use plan::Planned;
@@ -58,6 +60,7 @@ const FAULTS: Faults = Faults {
     expired_receipt: 0.02,
     lost_message: 0.03,
     reordered: 0.1,
+    refused_batch: 0.05,
     delay: Duration::from_millis(20),
 };
 
@@ -71,6 +74,42 @@ on_every_pair! {
         let faults = model.come_to_rest();
         assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
         drop(told);
+    }
+}
+
+/// A FIFO queue that dead-letters after some receipts, beside the queue of the setup.
+struct Fifo {
+    name: String,
+    /// Where SQS would move what it gives up, and we send copies of what has failed for good.
+    dead: Option<SqsQueue>,
+}
+
+impl Fifo {
+    fn of(pair: Pair) -> Self {
+        let name = format!("{}.fifo", servers::unique("ordered"));
+        if pair == Pair::Embedded {
+            return Self { name, dead: None };
+        }
+        let dead = SqsQueue::create(
+            &format!("{}.fifo", servers::unique("dead")),
+            &[("FifoQueue", "true")],
+        );
+        let arn = format!("arn:aws:sqs:us-east-1:000000000000:{}", dead.name);
+        let policy = format!(r#"{{"deadLetterTargetArn": "{arn}", "maxReceiveCount": "8"}}"#);
+        let _ = SqsQueue::create(&name, &[("FifoQueue", "true"), ("RedrivePolicy", &policy)]);
+        Self { name, dead: Some(dead) }
+    }
+
+    /// A worker on both queues.
+    fn worker(&self, setup: &Setup) -> WorkerProcess {
+        setup.worker(&[&self.name, "--lease", "5s", "--grace", "300ms", "--concurrency", "8"])
+    }
+
+    /// SQS must never move a job by itself: what it would move is parked before.
+    fn faults(&self, dead_jobs: usize) -> Option<String> {
+        let found: u64 = self.dead.as_ref()?.depth().iter().sum();
+        (found > dead_jobs as u64)
+            .then(|| format!("{found} messages for {dead_jobs} dead jobs in the dead-letter queue"))
     }
 }
 
@@ -95,6 +134,7 @@ fn variable(name: &str) -> Option<u64> {
 struct Model {
     setup: Setup,
     proxy: Option<Proxy>,
+    fifo: Fifo,
     client: Client,
     rng: Rng,
     workers: Vec<Option<WorkerProcess>>,
@@ -117,12 +157,13 @@ impl Model {
             setup.project.set("AWS_ENDPOINT_URL", &proxy.url());
         }
         // The first worker makes the embedded database and compiles the guest for the others.
-        let mut first = setup.worker(&Self::ARGUMENTS);
+        let fifo = Fifo::of(pair);
+        let mut first = fifo.worker(&setup);
         first.wait_until_ready();
         let endpoint = proxy.as_ref().map_or_else(String::new, Proxy::url);
         let client = setup.client(&endpoint);
         let mut workers = vec![Some(first)];
-        workers.resize_with(WORKERS, || Some(setup.worker(&Self::ARGUMENTS)));
+        workers.resize_with(WORKERS, || Some(fifo.worker(&setup)));
         Self {
             client,
             rng: Rng::with_seed(seed),
@@ -135,11 +176,9 @@ impl Model {
             freezes: 0,
             setup,
             proxy,
+            fifo,
         }
     }
-
-    const ARGUMENTS: [&'static str; 6] =
-        ["--lease", "5s", "--grace", "300ms", "--concurrency", "8"];
 
     /// Sends jobs and does harm, round by round, until the time is over.
     fn run(&mut self, time: Duration) {
@@ -175,7 +214,7 @@ impl Model {
         }
         self.cancel();
         for job in &fresh {
-            for request in job.requests(&self.setup.queue) {
+            for request in job.requests(&self.setup.queue, &self.fifo.name) {
                 let added = RUNTIME.block_on(self.client.add(request)).unwrap();
                 assert_eq!(added.id, job.id, "a second job of one key: {job:?}");
             }
@@ -215,7 +254,7 @@ impl Model {
         for slot in 0..self.workers.len() {
             let is_missing = slot < WORKERS && self.workers[slot].is_none();
             if is_missing && self.rng.bool() {
-                self.workers[slot] = Some(self.setup.worker(&Self::ARGUMENTS));
+                self.workers[slot] = Some(self.fifo.worker(&self.setup));
             }
         }
     }
@@ -275,7 +314,7 @@ impl Model {
         }
         self.thaw();
         for worker in self.workers.iter_mut().filter(|worker| worker.is_none()) {
-            *worker = Some(self.setup.worker(&Self::ARGUMENTS));
+            *worker = Some(self.fifo.worker(&self.setup));
         }
         self.pass_an_hour();
         self.cancel();
@@ -309,6 +348,9 @@ impl Model {
             self.freezes
         );
         faults.extend(verdict::faults(&self.setup, &self.planned, &self.ends));
+        faults.extend(verdict::disorder(&self.setup, &self.planned));
+        let dead = self.planned.iter().filter(|job| job.group().is_some() && job.is_dead());
+        faults.extend(self.fifo.faults(dead.count()));
         faults
     }
 }

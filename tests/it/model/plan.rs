@@ -46,10 +46,19 @@ pub(super) enum Kind {
     Twice,
     /// Is sent twice, with other arguments the second time.
     Conflict,
+    /// Succeeds, one of a message group of the FIFO queue.
+    Ordered,
+    /// Fails transiently before its second or third attempt, in a group.
+    OrderedFickle,
+    /// Fails transiently until its attempts are spent, in a group.
+    OrderedHopeless,
 }
 
+/// Message groups of the FIFO queue.
+const GROUPS: usize = 4;
+
 /// How often each kind is drawn, of all the draws.
-const WEIGHTS: [(Kind, u32); 19] = [
+const WEIGHTS: [(Kind, u32); 22] = [
     (Kind::Good, 30),
     (Kind::Added, 8),
     (Kind::Delayed, 5),
@@ -69,6 +78,9 @@ const WEIGHTS: [(Kind, u32); 19] = [
     (Kind::Malformed, 4),
     (Kind::Twice, 6),
     (Kind::Conflict, 3),
+    (Kind::Ordered, 12),
+    (Kind::OrderedFickle, 4),
+    (Kind::OrderedHopeless, 2),
 ];
 
 /// A job that was sent.
@@ -110,6 +122,7 @@ impl Planned {
         match self.kind {
             Kind::Good => vec![good],
             Kind::Added | Kind::Delayed | Kind::Unique | Kind::Cancelled => Vec::new(),
+            Kind::Ordered | Kind::OrderedFickle | Kind::OrderedHopeless => Vec::new(),
             Kind::Fickle => {
                 vec![body("effect", "[]", &format!(r#"{{"fail_before": {attempt}}}"#))]
             }
@@ -131,12 +144,31 @@ impl Planned {
         }
     }
 
+    /// The message group that it is of, on the FIFO queue.
+    pub(super) fn group(&self) -> Option<usize> {
+        matches!(self.kind, Kind::Ordered | Kind::OrderedFickle | Kind::OrderedHopeless)
+            .then_some(self.ms as usize % GROUPS)
+    }
+
     /// What our client is asked to add, one after the other.
-    pub(super) fn requests(&self, queue: &str) -> Vec<JobRequest> {
+    pub(super) fn requests(&self, queue: &str, fifo: &str) -> Vec<JobRequest> {
+        let ordered = |job: &str| {
+            let group = self.group().map_or_else(String::new, |group| format!("g{group}"));
+            JobRequest::new(job).id(&self.id).queue(fifo).group(group)
+        };
         let request = |id: &str| JobRequest::new("effect").id(id).queue(queue);
         let hour = Duration::from_secs(3600);
         match self.kind {
             Kind::Added => vec![request(&self.id)],
+            Kind::Ordered => {
+                let kwargs = format!(r#"{{"ms": {}}}"#, self.ms);
+                vec![ordered("effect").kwargs_json(&kwargs).unwrap()]
+            }
+            Kind::OrderedFickle => {
+                let kwargs = format!(r#"{{"fail_before": {}}}"#, self.attempt);
+                vec![ordered("effect").kwargs_json(&kwargs).unwrap()]
+            }
+            Kind::OrderedHopeless => vec![ordered("fail_transient")],
             // Ten minutes: only a cancel ends it in time.
             Kind::Cancelled => {
                 let sleeps = JobRequest::new("sleep_ms").args(&[600_000]).unwrap();
@@ -169,6 +201,7 @@ impl Planned {
         matches!(
             self.kind,
             Kind::Hopeless
+                | Kind::OrderedHopeless
                 | Kind::Permanent
                 | Kind::Trap
                 | Kind::Timeout

@@ -63,6 +63,33 @@ pub(super) fn faults(
     faults
 }
 
+/// Which jobs of the FIFO queue began before the one ahead of them in their group had its final
+/// status, a sentence each.
+pub(super) fn disorder(setup: &Setup, planned: &[Planned]) -> Vec<String> {
+    let times = |sql: &str| -> HashMap<String, i64> {
+        let rows = setup.rows(sql).into_iter();
+        rows.map(|(id, time)| (id, time.parse().unwrap())).collect()
+    };
+    let begun =
+        times("SELECT job_id, CAST(min(started_at) AS TEXT) FROM {attempts} GROUP BY job_id");
+    let ended = times(
+        "SELECT id, CAST(finished_at AS TEXT) FROM {jobs} \
+         WHERE message_group IS NOT NULL AND finished_at IS NOT NULL",
+    );
+    let mut ahead: HashMap<usize, &Planned> = HashMap::new();
+    let mut faults = Vec::new();
+    for job in planned {
+        let Some(group) = job.group() else { continue };
+        if let Some(earlier) = ahead.insert(group, job)
+            && let (Some(begun), Some(ended)) = (begun.get(&job.id), ended.get(&earlier.id))
+            && begun < ended
+        {
+            faults.push(format!("{job:?} began {} ms before {earlier:?} had ended", ended - begun));
+        }
+    }
+    faults
+}
+
 impl Found {
     fn read(setup: &Setup) -> Self {
         let mut children: HashMap<String, Vec<String>> = HashMap::new();
@@ -101,6 +128,8 @@ impl Found {
                 | Kind::Late
                 | Kind::Unrecorded
                 | Kind::Twice
+                | Kind::Ordered
+                | Kind::OrderedFickle
                 | Kind::Conflict
         );
         if tells_its_end && ended == 0 {

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 
@@ -10,6 +11,22 @@ pub(super) struct Request {
     pub(super) head: String,
     pub(super) action: String,
     pub(super) body: Vec<u8>,
+}
+
+impl Request {
+    /// Whether the call is about a FIFO queue.
+    pub(super) fn is_of_fifo_queue(&self) -> bool {
+        self.asked()["QueueUrl"].as_str().is_some_and(|url| url.ends_with(".fifo"))
+    }
+
+    /// How many entries a batch has.
+    pub(super) fn entries(&self) -> usize {
+        self.asked()["Entries"].as_array().map_or(0, Vec::len)
+    }
+
+    fn asked(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_default()
+    }
 }
 
 /// The answer to a call.

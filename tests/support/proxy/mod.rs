@@ -44,6 +44,8 @@ pub struct Faults {
     pub lost_message: f64,
     /// A receive brings its messages in another order.
     pub reordered: f64,
+    /// A send of several messages is refused as a whole.
+    pub refused_batch: f64,
     /// Longest time by which a call is held up; each is by some part of it.
     pub delay: Duration,
 }
@@ -83,6 +85,7 @@ enum Fate {
     ExpiredReceipt,
     LostMessage,
     Reordered,
+    RefusedBatch,
 }
 
 impl Proxy {
@@ -156,7 +159,7 @@ async fn serve(client: TcpStream, shared: &Mutex<Shared>) -> io::Result<()> {
         let (fate, delay, upstream) = {
             let mut shared = shared.lock().unwrap();
             *shared.calls.entry(request.action.clone()).or_default() += 1;
-            let fate = shared.draw(&request.action);
+            let fate = shared.draw(&request);
             let delay = shared.faults.delay.mul_f64(shared.rng.f64());
             (fate, delay, shared.upstream.clone())
         };
@@ -167,6 +170,7 @@ async fn serve(client: TcpStream, shared: &Mutex<Shared>) -> io::Result<()> {
             Fate::LostRequest => return Ok(()),
             Fate::Unavailable => refusal("503 Service Unavailable", "ServiceUnavailable"),
             Fate::Denied => refusal("403 Forbidden", "AccessDeniedException"),
+            Fate::RefusedBatch => refusal("400 Bad Request", "InvalidParameterValue"),
             Fate::Throttled => refusal("400 Bad Request", "RequestThrottled"),
             Fate::LostReply => {
                 forward(&upstream, &request, &request.body).await?;
@@ -199,7 +203,8 @@ async fn serve(client: TcpStream, shared: &Mutex<Shared>) -> io::Result<()> {
 }
 
 impl Shared {
-    fn draw(&mut self, action: &str) -> Fate {
+    fn draw(&mut self, request: &Request) -> Fate {
+        let action = request.action.as_str();
         if self.denied.contains(&action) {
             return Fate::Denied;
         }
@@ -215,6 +220,7 @@ impl Shared {
             (faults.expired_receipt, Fate::ExpiredReceipt),
             (faults.lost_message, Fate::LostMessage),
             (faults.reordered, Fate::Reordered),
+            (faults.refused_batch, Fate::RefusedBatch),
         ] {
             if drawn < probability {
                 let fits = match fate {
@@ -222,9 +228,12 @@ impl Shared {
                     Fate::ExpiredReceipt => {
                         ["DeleteMessageBatch", "ChangeMessageVisibilityBatch"].contains(&action)
                     }
-                    Fate::DuplicateDelivery | Fate::LostMessage | Fate::Reordered => {
-                        action == "ReceiveMessage"
+                    // A FIFO queue does neither.
+                    Fate::DuplicateDelivery | Fate::Reordered => {
+                        action == "ReceiveMessage" && !request.is_of_fifo_queue()
                     }
+                    Fate::RefusedBatch => action == "SendMessageBatch" && request.entries() > 1,
+                    Fate::LostMessage => action == "ReceiveMessage",
                     _ => true,
                 };
                 return if fits { fate } else { Fate::Pass };
