@@ -1,5 +1,6 @@
 //! Configuration: file < environment < flags, and where files lie.
 
+use support::proxy::{Faults, Proxy};
 use support::{Pair, Project, Setup, WorkerProcess, servers, wait};
 
 /// The queue under which a job is added, which tells where it went.
@@ -117,6 +118,31 @@ fn a_queue_can_be_given_by_url() {
     let row = setup.wait_for_status(&id, "SUCCESS");
     assert_eq!(row.text("queue"), setup.queue);
     assert_eq!(worker.terminate(), Some(0));
+}
+
+/// The name alone may be another account's queue, or none: what is sent goes to the URL.
+#[test]
+fn what_a_worker_of_a_url_sends_goes_to_that_url() {
+    let mut setup = Setup::new(Pair::SqliteSqs, &["outcomes"]);
+    let settings = "[jobs.fail_until]\ninitial-backoff = \"80000h\"\nmax-backoff = \"80000h\"\n";
+    setup.project.write("sqjobs.toml", settings);
+    let proxy = Proxy::start(0, Faults::default());
+    setup.project.set("AWS_ENDPOINT_URL", &proxy.url());
+    proxy.deny(&["GetQueueUrl"]);
+    let parent = r#"{"id": "parent", "name": "add_children", "args": [2]}"#;
+    let retried = r#"{"id": "retried", "name": "fail_until", "args": [2]}"#;
+    let _ids = setup.send_bodies(&[parent.to_owned(), retried.to_owned()]);
+    let mut worker = setup.project.worker(&[setup.sqs().url.as_str()]);
+    let _ = setup.wait_for_status("parent", "SUCCESS");
+    let children = "SELECT count(*) FROM {jobs} WHERE parent_id = 'parent' AND status = 'SUCCESS'";
+    wait::until_true("two children", || setup.count(children) == 2);
+    // A backoff beyond 12 hours is waited for in the database.
+    let parked = "SELECT count(*) FROM {outbox} WHERE job_id = 'retried'";
+    wait::until_true("a parked retry", || setup.count(parked) == 1);
+    setup.execute(&setup.named("UPDATE {outbox} SET not_before = 0"));
+    setup.execute(&setup.named("UPDATE {jobs} SET retry_at = 0 WHERE id = 'retried'"));
+    let _ = setup.wait_for_status("retried", "SUCCESS");
+    assert_eq!(worker.terminate(), Some(0), "{}", worker.shown());
 }
 
 #[test]

@@ -72,4 +72,5 @@ mod slots;
 mod store_contract;
 mod swaps;
 mod unique;
+mod unusable;
 mod versions;

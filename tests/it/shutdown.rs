@@ -54,4 +54,16 @@ on_every_pair! {
         assert_eq!(worker.wait_for_exit().code(), Some(0), "{}", worker.shown());
         assert_eq!(setup.status(&running).unwrap().text("status"), "SUCCESS");
     }
+
+    /// `on-success` may hang as any stage may: what it was told stands.
+    fn a_handler_that_hangs_is_stopped_at_the_end_of_the_grace_time(pair) {
+        let setup = Setup::new(pair, &["outcomes"]);
+        let id = setup.add(&["fail_in", "--kwarg", "hang_in=on-success"]);
+        let mut worker = setup.worker(&["--grace", "200ms"]);
+        worker.wait_for_line(&[&id, "on-success"]);
+        assert_eq!(worker.terminate(), Some(0), "{}", worker.shown());
+        let row = setup.status(&id).unwrap();
+        assert_eq!(row.text("status"), "SUCCESS", "{row}");
+        let _ = worker.wait_for_line(&["on-success", "stopp"]);
+    }
 }
