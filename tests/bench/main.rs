@@ -9,14 +9,24 @@
 //! sqjobs-bench straggler HOST MODULE       one job of 60 s among 999 of 10 ms
 //! sqjobs-bench failover HOST MODULE RUNS   until a killed worker's jobs run again
 //! sqjobs-bench drain HOST MODULE RUNS      from SIGTERM to the end
+//! sqjobs-bench limits MODULE ROUNDS        attempts with all limits, and without one of them
+//! sqjobs-bench neighbour OUTCOMES MODULE N attempts beside guests that compute for ever
+//! sqjobs-bench overshoot OUTCOMES HOSTILE RUNS   how far past its limit a hostile guest gets
+//! sqjobs-bench cached HOST MODULE N RUNS   starts with so many modules in the cache
+//! sqjobs-bench swaps N                     swaps under load; visibility, and memory
 //! ```
 #![allow(clippy::unwrap_used, reason = "what fails here ends the measurement")]
 
 mod attempts;
 mod bench;
+mod deploys;
 mod endings;
 mod figures;
+mod guards;
+mod neighbour;
+mod overshoot;
 mod requests;
+mod sandboxed;
 mod straggler;
 mod throughput;
 
@@ -37,10 +47,23 @@ fn main() {
             endings::failover(host, module, runs.parse().unwrap());
         }
         ["drain", host, module, runs] => endings::drain(host, module, runs.parse().unwrap()),
+        ["limits", module, rounds] => guards::limits(module, rounds.parse().unwrap()),
+        ["neighbour", spinner, quick, count] => {
+            neighbour::neighbour(spinner, quick, count.parse().unwrap());
+        }
+        ["overshoot", outcomes, hostile, runs] => {
+            overshoot::overshoot(outcomes, hostile, runs.parse().unwrap());
+        }
+        ["cached", host, module, modules, runs] => {
+            deploys::cached(host, module, modules.parse().unwrap(), runs.parse().unwrap());
+        }
+        ["swaps", count] => deploys::swaps(count.parse().unwrap()),
         _ => {
             eprintln!(
-                "usage: sqjobs-bench attempt MODULE COUNT | throughput|requests HOST MODULE COUNT \
-                 | idle|straggler HOST MODULE | failover|drain HOST MODULE RUNS"
+                "usage: sqjobs-bench attempt|limits MODULE COUNT | throughput|requests HOST MODULE COUNT \
+                 | idle|straggler HOST MODULE | failover|drain HOST MODULE RUNS \
+                 | neighbour OUTCOMES MODULE COUNT | overshoot OUTCOMES HOSTILE RUNS \
+                 | cached HOST MODULE MODULES RUNS | swaps COUNT"
             );
             std::process::exit(2);
         }

@@ -3,6 +3,7 @@
 
 use std::process::Command;
 
+use support::versions::slow;
 use support::{Pair, Setup, servers};
 
 /// Deploys what attacks beside a good module; the worker must refuse it with these words, and
@@ -126,24 +127,6 @@ fn one_with_a_hundred_thousand_functions() {
         std::fs::write(setup.project.jobs_dir().join("many.wasm"), bytes).unwrap();
     };
     refuse("", deploy, "many", &["100000 functions", "may have 50000", "`functions`"]);
-}
-
-/// Functions whose compiling takes long: each keeps hundreds of values alive over a loop.
-fn slow(functions: usize) -> String {
-    let mut body = String::new();
-    for local in 0..400 {
-        body.push_str(&format!("(local $l{local} i64)"));
-    }
-    body.push_str("(loop $again");
-    for local in 0..400 {
-        let (one, other) = ((local * 7 + 3) % 400, (local * 13 + 5) % 400);
-        body.push_str(&format!(
-            "(local.set $l{local} (i64.add (i64.mul (local.get $l{one}) (local.get $l{other})) (local.get $l{local})))"
-        ));
-    }
-    body.push_str("(br_if $again (i32.wrap_i64 (local.get $l7))))");
-    let functions = format!("(func {body})").repeat(functions);
-    format!("(component (core module {functions}))")
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! and wherever an answer points.
 
 use support::http::HttpServer;
-use support::{Output, Project};
+use support::{Output, Project, WorkerProcess, wait};
 
 /// Runs `fetch URL` under these grants.
 fn fetch_in(project: &Project, grants: &str, url: &str) -> Output {
@@ -129,6 +129,32 @@ fn requests_beyond_the_limit_are_refused() {
     let fetched = fetch_in(&project, &grants, &format!("{host}/")).ok();
     assert!(fetched.line().contains("ConnectionLimitReached"), "{fetched}");
     assert_eq!(server.connections(), 0);
+}
+
+/// Of three requests at once one is refused, at once, while the server answers nobody.
+#[test]
+fn so_many_requests_as_are_allowed_are_under_way_at_once() {
+    let server = HttpServer::start_holding();
+    let host = format!("http://127.0.0.1:{}", server.port());
+    let project = Project::with_guests(&["fetcher"]);
+    let settings =
+        format!("[defaults]\nconnections = 2\n[modules.fetcher.grants]\nhttp = [\"{host}\"]\n");
+    project.write("sqjobs.toml", settings);
+    let url = format!("\"{host}/\"");
+    let mut run = WorkerProcess::spawn(project.command(&[
+        "run",
+        "--job",
+        "fetch_at_once",
+        "jobs/fetcher.wasm",
+        &url,
+        "3",
+    ]));
+    run.wait_for_line(&["one ended: ", "ConnectionLimitReached"]);
+    wait::until_true("two connections", || server.connections() == 2);
+    server.answer();
+    assert_eq!(run.wait_for_exit().code(), Some(0));
+    let answered = run.log().iter().filter(|line| line.contains("one ended: 200")).count();
+    assert_eq!((answered, server.connections()), (2, 2), "{}", run.shown());
 }
 
 /// The server's certificate is checked against the authorities that the host trusts, and its name

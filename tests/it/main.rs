@@ -36,6 +36,7 @@ mod broker_contract;
 mod cancel;
 mod children;
 mod cli;
+mod compiling;
 mod config;
 mod crash;
 mod database_outages;

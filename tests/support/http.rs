@@ -5,12 +5,14 @@ use std::io::{BufRead as _, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use tokio_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned};
+
+use crate::wait;
 
 /// A server on a loopback port that answers `GET /` with `hello` and `GET /to?URL` with a redirect
 /// there. It counts connections, and ends with the test's process.
@@ -18,6 +20,8 @@ use tokio_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned};
 pub struct HttpServer {
     address: SocketAddr,
     connections: Arc<AtomicUsize>,
+    /// Whether answers are held back.
+    holds: Arc<AtomicBool>,
 }
 
 impl HttpServer {
@@ -27,20 +31,39 @@ impl HttpServer {
     /// No port is free.
     #[must_use]
     pub fn start() -> Self {
+        let server = Self::start_holding();
+        server.answer();
+        server
+    }
+
+    /// Starts one that takes connections, and answers nobody until [`Self::answer`] is called.
+    ///
+    /// # Panics
+    /// No port is free.
+    #[must_use]
+    pub fn start_holding() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let connections = Arc::new(AtomicUsize::new(0));
-        let count = connections.clone();
+        let holds = Arc::new(AtomicBool::new(true));
+        let (count, held) = (connections.clone(), holds.clone());
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 count.fetch_add(1, Ordering::SeqCst);
+                let held = held.clone();
                 thread::spawn(move || {
+                    wait::until_true("leave to answer", || !held.load(Ordering::SeqCst));
                     let reader = stream.try_clone().unwrap();
                     answer(reader, stream);
                 });
             }
         });
-        Self { address, connections }
+        Self { address, connections, holds }
+    }
+
+    /// Answers all that have come, and whoever comes.
+    pub fn answer(&self) {
+        self.holds.store(false, Ordering::SeqCst);
     }
 
     /// Its port.

@@ -8,6 +8,7 @@
 //! - [`setup`]: the pairs of database and broker that everything has to work on.
 //! - [`sqs`]: the SQS server spoken to directly, past the host.
 //! - [`versions`]: versions of one module, made without a compiler.
+//! - [`swaps`]: many versions deployed one after the other while jobs run.
 //! - [`gate`]: a database server that goes away.
 //! - [`proxy`]: an SQS server that misbehaves by a seed.
 //! - [`mod@side_by_side`]: many small scenarios within one test.
@@ -29,6 +30,7 @@ pub mod servers;
 pub mod setup;
 pub mod side_by_side;
 pub mod sqs;
+pub mod swaps;
 pub mod versions;
 pub mod wait;
 pub mod worker;

@@ -33,6 +33,26 @@ pub fn padded(marker: &str) -> String {
     format!("{marker:.<16}")
 }
 
+/// The text of a component whose compiling takes long, about a tenth of a second for each of its
+/// functions: each keeps hundreds of values alive over a loop. It holds no jobs.
+#[must_use]
+pub fn slow(functions: usize) -> String {
+    let mut body = String::new();
+    for local in 0..400 {
+        body.push_str(&format!("(local $l{local} i64)"));
+    }
+    body.push_str("(loop $again");
+    for local in 0..400 {
+        let (one, other) = ((local * 7 + 3) % 400, (local * 13 + 5) % 400);
+        body.push_str(&format!(
+            "(local.set $l{local} (i64.add (i64.mul (local.get $l{one}) (local.get $l{other})) (local.get $l{local})))"
+        ));
+    }
+    body.push_str("(br_if $again (i32.wrap_i64 (local.get $l7))))");
+    let functions = format!("(func {body})").repeat(functions);
+    format!("(component (core module {functions}))")
+}
+
 /// The SHA-256 of a module's bytes, in hex.
 #[must_use]
 pub fn digest(bytes: &[u8]) -> String {

@@ -146,6 +146,24 @@ impl WorkerProcess {
         kib << 10
     }
 
+    /// The processes that compile modules for it now.
+    ///
+    /// # Panics
+    /// The system does not tell of processes.
+    #[must_use]
+    pub fn compilers(&self) -> Vec<u32> {
+        let parent = format!("PPid:\t{}", self.pid());
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let is_its = |pid: &u32| {
+            // One that has ended meanwhile tells nothing.
+            let read = |file| std::fs::read_to_string(format!("/proc/{pid}/{file}"));
+            read("status").is_ok_and(|status| status.lines().any(|line| line == parent))
+                && read("cmdline").is_ok_and(|line| line.contains("compile-module"))
+        };
+        pids.filter(is_its).collect()
+    }
+
     /// Its log in one text, for messages.
     #[must_use]
     pub fn shown(&self) -> String {

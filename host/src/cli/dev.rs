@@ -69,15 +69,27 @@ pub(super) async fn dev(config: Arc<Config>, arguments: &DevArguments) -> anyhow
         match build(&project, arguments).await {
             Err(error) => say(&format!("{error:#}")),
             Ok(files) => {
-                let mut modules = Vec::new();
+                let (mut modules, mut failed) = (Vec::new(), 0);
                 for file in &files {
                     match deploy(&loader, file, &jobs_dir).await {
                         Ok(module) => modules.push(module),
-                        Err(error) => say(&format!("{error:#}")),
+                        Err(error) => {
+                            failed += 1;
+                            say(&format!("not deployed: {error:#}"));
+                        }
                     }
                 }
-                say(&format!("built and deployed in {:.1} s", begun.elapsed().as_secs_f64()));
-                if let Some((name, (args, kwargs))) = &job {
+                if !modules.is_empty() {
+                    say(&format!("built and deployed in {:.1} s", begun.elapsed().as_secs_f64()));
+                }
+                // The job may be one of those that were not deployed, and the reason is told.
+                let is_held = |name: &str| {
+                    let mut jobs = modules.iter().flat_map(|module| &module.jobs);
+                    jobs.any(|job| job.name == name)
+                };
+                if let Some((name, (args, kwargs))) = &job
+                    && (failed == 0 || is_held(name))
+                {
                     run(&config, &sandbox, modules, name, args, kwargs).await?;
                 }
             }

@@ -137,7 +137,7 @@ enum Command {
     New(new::NewArguments),
     /// Compile a module from standard input to standard output, for a host that started this
     #[command(name = compile::COMMAND, hide = true)]
-    Compile { memory_bytes: u64, cpu_secs: u64 },
+    Compile { memory_bytes: u64, cpu_secs: u64, host: u32 },
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -187,8 +187,9 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.command {
         Command::Completions { shell } => return completions(shell),
         Command::New(arguments) => return new::new(&arguments),
-        Command::Compile { memory_bytes, cpu_secs } => {
-            return compile::child(memory_bytes, cpu_secs).map_err(|reason| Told(reason).into());
+        Command::Compile { memory_bytes, cpu_secs, host } => {
+            return compile::child(memory_bytes, cpu_secs, host)
+                .map_err(|reason| Told(reason).into());
         }
         _ => {}
     }

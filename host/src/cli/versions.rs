@@ -233,8 +233,7 @@ async fn canary(
     let module = Known::of(store, name).await?;
     let loader = loader(config, &Arc::new(Sandbox::new(1)?), false);
     let canary = loader.load_in_place(file, &place(config, name)).await;
-    // What is wrong is told of the module's own file, in whose place it would serve.
-    let canary = canary.with_context(|| format!("`{}` can't be tried", file.display()))?;
+    let canary = canary.with_context(|| format!("it can't be a canary of `{name}`"))?;
     let digest = canary.version.digest.clone();
     if module.serving()? == digest {
         anyhow::bail!("version {digest:.12} of `{name}` serves already");

@@ -10,7 +10,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, Signal};
@@ -68,6 +68,59 @@ pub enum CompileError {
     Crashed { how: String, said: String },
     #[error("the compiler's process can't be started")]
     Start(#[source] std::io::Error),
+    #[error("nobody waits for it any more")]
+    GivenUp,
+}
+
+/// A wish for compiled code, known to who compiles and to who waits.
+#[derive(Debug, Clone, Default)]
+pub struct Wish(Arc<(Mutex<WishState>, Condvar)>);
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum WishState {
+    #[default]
+    Waits,
+    GivenUp,
+    Ended,
+}
+
+/// Whoever waits for compiled code: dropped, it gives the wish up, and the compiler's process is
+/// killed.
+#[derive(Debug)]
+pub struct Waiting(Wish);
+
+impl Wish {
+    /// The side of who waits.
+    #[must_use]
+    pub fn waiting(&self) -> Waiting {
+        Waiting(self.clone())
+    }
+
+    fn state(&self) -> MutexGuard<'_, WishState> {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the wish in this way, unless it has ended.
+    fn end(&self, how: WishState) {
+        let mut state = self.state();
+        if *state == WishState::Waits {
+            *state = how;
+        }
+        self.0.1.notify_all();
+    }
+
+    /// Waits until the wish ends, or for this long; tells what it came to.
+    fn ended_within(&self, time: Duration) -> WishState {
+        let waits = |state: &mut WishState| *state == WishState::Waits;
+        let waited = self.0.1.wait_timeout_while(self.state(), time, waits);
+        waited.map_or(WishState::Waits, |(state, _)| *state)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.end(WishState::GivenUp);
+    }
 }
 
 /// Compiles modules, a few at once.
@@ -101,18 +154,28 @@ impl Compiler {
     /// Compiles a component for `engine`. Blocks, also while others are compiled.
     ///
     /// # Errors
-    /// It is not well formed, or it went beyond a limit.
-    pub fn compile(&self, engine: &Engine, component: &[u8]) -> Result<Vec<u8>, CompileError> {
+    /// It is not well formed, it went beyond a limit, or the wish was given up.
+    pub fn compile(
+        &self,
+        engine: &Engine,
+        component: &[u8],
+        wish: &Wish,
+    ) -> Result<Vec<u8>, CompileError> {
         let Some(program) = &self.program else {
             return engine
                 .precompile_component(component)
                 .map_err(|error| CompileError::Refused(error.root_cause().to_string()));
         };
         let _turn = self.turn();
+        if *wish.state() == WishState::GivenUp {
+            return Err(CompileError::GivenUp);
+        }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let cpu_secs = self.settings.timeout.as_secs().saturating_mul(cores as u64) + 1;
+        let numbers = [self.settings.memory_bytes, cpu_secs, u64::from(std::process::id())];
         let child = Command::new(program)
-            .args([COMMAND, &self.settings.memory_bytes.to_string(), &cpu_secs.to_string()])
+            .arg(COMMAND)
+            .args(numbers.map(|number| number.to_string()))
             // Nothing of what the host knows is of use to a compiler.
             .env_clear()
             .current_dir("/")
@@ -121,20 +184,25 @@ impl Compiler {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(CompileError::Start)?;
-        self.carry(child, component)
+        self.carry(child, component, wish)
     }
 
-    /// Hands the bytes over, takes the code back, and kills the child at the deadline.
-    fn carry(&self, mut child: Child, component: &[u8]) -> Result<Vec<u8>, CompileError> {
+    /// Hands the bytes over, takes the code back, and kills the child at the deadline, or when
+    /// nobody waits for it any more.
+    fn carry(
+        &self,
+        mut child: Child,
+        component: &[u8],
+        wish: &Wish,
+    ) -> Result<Vec<u8>, CompileError> {
         let (stdin, stdout, stderr) =
             (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (Some(mut stdin), Some(stdout), Some(stderr)) = (stdin, stdout, stderr) else {
             return Err(CompileError::Start(std::io::ErrorKind::BrokenPipe.into()));
         };
         let child = Mutex::new(child);
-        let (has_ended, signal) = (Mutex::new(false), Condvar::new());
         let mut code = Vec::new();
-        let (read, said, was_killed) = std::thread::scope(|scope| {
+        let (read, said, ended) = std::thread::scope(|scope| {
             // Fails only when the child has ended, whose own error then says why.
             scope.spawn(move || drop(stdin.write_all(component)));
             let said = scope.spawn(move || {
@@ -143,26 +211,26 @@ impl Compiler {
                 String::from_utf8_lossy(&said).into_owned()
             });
             let watchdog = scope.spawn(|| {
-                let ended = has_ended.lock().unwrap_or_else(PoisonError::into_inner);
-                let waited =
-                    signal.wait_timeout_while(ended, self.settings.timeout, |ended| !*ended);
-                let is_over = waited.is_ok_and(|(_, waited)| waited.timed_out());
-                if is_over {
+                let ended = wish.ended_within(self.settings.timeout);
+                if ended != WishState::Ended {
                     // Fails only for a child that has just ended.
                     drop(child.lock().unwrap_or_else(PoisonError::into_inner).kill());
                 }
-                is_over
+                ended
             });
             // As much code as the child could have held.
             let read = stdout.take(self.settings.memory_bytes).read_to_end(&mut code);
-            *has_ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
-            signal.notify_all();
+            wish.end(WishState::Ended);
             (read, said.join().unwrap_or_default(), watchdog.join().unwrap_or_default())
         });
         let mut child = child.into_inner().unwrap_or_else(PoisonError::into_inner);
         let status = child.wait().map_err(CompileError::Start)?;
-        if was_killed {
-            return Err(CompileError::Timeout { limit: self.settings.timeout });
+        match ended {
+            WishState::Waits => {
+                return Err(CompileError::Timeout { limit: self.settings.timeout });
+            }
+            WishState::GivenUp => return Err(CompileError::GivenUp),
+            WishState::Ended => {}
         }
         read.map_err(CompileError::Start)?;
         if status.success() { Ok(code) } else { Err(self.fault(status, said.trim())) }
@@ -202,13 +270,13 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// What the child does: confines itself, reads a component from standard input, and writes its
+/// What the child of the process `host` does: confines itself, reads a component from standard input, and writes its
 /// compiled code to standard output.
 ///
 /// # Errors
 /// The component is not well formed, or this process can't be confined; in one line.
-pub fn child(memory_bytes: u64, cpu_secs: u64) -> Result<(), String> {
-    confine(memory_bytes, cpu_secs)?;
+pub fn child(memory_bytes: u64, cpu_secs: u64, host: u32) -> Result<(), String> {
+    confine(memory_bytes, cpu_secs, host)?;
     let mut component = Vec::new();
     std::io::stdin().read_to_end(&mut component).map_err(|error| error.to_string())?;
     let engine = crate::sandbox::compiling_engine().map_err(|error| format!("{error:#}"))?;
@@ -219,7 +287,7 @@ pub fn child(memory_bytes: u64, cpu_secs: u64) -> Result<(), String> {
 
 /// Limits of this process. Address space is not limited: the engine reserves far more of it than
 /// it ever uses.
-fn confine(memory_bytes: u64, cpu_secs: u64) -> Result<(), String> {
+fn confine(memory_bytes: u64, cpu_secs: u64, host: u32) -> Result<(), String> {
     let limits = [
         (Resource::Data, memory_bytes, memory_bytes),
         // The first ends it by a signal of its own, the second by one that can't be caught.
@@ -237,6 +305,11 @@ fn confine(memory_bytes: u64, cpu_secs: u64) -> Result<(), String> {
     // Its result is of no use to anyone when the host is gone.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(|error| format!("cannot be tied to the host: {error}"))?;
+    // The signal does not come for a host that was gone before.
+    let parent = rustix::process::getppid().map(rustix::process::Pid::as_raw_nonzero);
+    if parent.map(|parent| parent.get().unsigned_abs()) != Some(host) {
+        return Err("the host is gone".into());
+    }
     // Jobs come first. Without it the child is slower to nobody's harm.
     let _ = rustix::process::nice(10);
     Ok(())

@@ -2,7 +2,8 @@
 //!
 //! One module is loaded at a time, beside the loop that notices changes: what comes meanwhile
 //! waits in line, once for each file, and the file is read when its turn comes. A module that
-//! takes long to compile holds up deploys, and nothing else.
+//! takes long to compile holds up deploys of others, and nothing else: when its own file changes,
+//! its load is given up for the new one.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -10,8 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info};
 
 use super::choice::{Wanted, ends_hold, wanted, why_not};
@@ -33,6 +34,9 @@ const LOADS_AT_START: usize = 4;
 const READS: usize = 50;
 /// The wait before that.
 const READ_PAUSE: Duration = Duration::from_millis(20);
+/// How often in a row a load is given up because its file changed meanwhile: a file under
+/// constant change must get through, too.
+const GIVE_UPS: u32 = 3;
 
 /// Why a worker can't load its modules.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +62,8 @@ pub struct Deployer {
     /// read; `None` for one that held none.
     files: BTreeMap<PathBuf, Option<String>>,
     line: VecDeque<Load>,
+    /// How often in a row a file's load was given up.
+    given_up: BTreeMap<PathBuf, u32>,
     /// The files as they were before they were loaded at the start.
     known: Vec<(PathBuf, Option<Stamp>)>,
 }
@@ -72,6 +78,12 @@ enum Load {
         digest: String,
         is_canary: bool,
     },
+}
+
+/// A load that runs beside the loop.
+struct Loading {
+    load: Load,
+    task: AbortOnDropHandle<Result<Module, Failed>>,
 }
 
 /// Why something was not loaded.
@@ -98,7 +110,6 @@ impl Deployer {
         let known = files.iter().map(|path| (path.clone(), Stamp::of(path).ok().flatten()));
         let known = known.collect();
         let sync = Sync::start(store.clone(), registry.clone(), config.clone(), states.clone());
-        let (files_read, line) = (BTreeMap::new(), VecDeque::new());
         let mut deployer = Self {
             loader: loader.clone(),
             registry,
@@ -106,8 +117,9 @@ impl Deployer {
             store,
             sync,
             states,
-            files: files_read,
-            line,
+            files: BTreeMap::new(),
+            line: VecDeque::new(),
+            given_up: BTreeMap::new(),
             known,
         };
         let mut loads = futures_util::stream::iter(files)
@@ -142,17 +154,20 @@ impl Deployer {
         let (folders, options) = (&config.jobs_dirs, config.deploy.watch);
         let mut watch = Watch::new(folders, Arc::new(is_module_file), options, &self.known);
         let mut settings = self.config.changes();
-        let mut running: Option<(Load, JoinHandle<Result<Module, Failed>>)> = None;
+        let mut running: Option<Loading> = None;
         loop {
             if running.is_none() {
-                let next = self.line.pop_front();
-                running = next.map(|load| (load.clone(), tokio::spawn(self.loading(load))));
+                running = self.line.pop_front().map(|load| {
+                    let task = AbortOnDropHandle::new(tokio::spawn(self.loading(load.clone())));
+                    Loading { load, task }
+                });
             }
             tokio::select! {
                 () = stopping.cancelled() => return,
                 changes = watch.next() => {
                     for Change { path, is_there } in changes {
                         self.line.retain(|load| *load != Load::File(path.clone()));
+                        self.give_up(&path, &mut running);
                         if is_there {
                             self.line.push_back(Load::File(path));
                         } else {
@@ -170,14 +185,30 @@ impl Deployer {
                 states = self.sync.next() => {
                     self.states = (*states).clone();
                     let paths: Vec<PathBuf> = self.files.keys().cloned().collect();
-                    let present = running.as_ref().map(|(load, _)| load);
+                    let present = running.as_ref().map(|running| &running.load);
                     paths.iter().for_each(|path| self.reconcile(path, present));
                 }
                 (load, loaded) = finished(&mut running) => {
                     running = None;
+                    if let Load::File(path) = &load {
+                        self.given_up.remove(path);
+                    }
                     self.loaded(&load, loaded);
                 }
             }
+        }
+    }
+
+    /// Stops loading what a file held before it changed.
+    fn give_up(&mut self, path: &Path, running: &mut Option<Loading>) {
+        if !running.as_ref().is_some_and(|running| running.load == Load::File(path.into())) {
+            return;
+        }
+        let times = self.given_up.entry(path.to_path_buf()).or_default();
+        if *times < GIVE_UPS {
+            *times += 1;
+            *running = None;
+            debug!("`{}` changed while it was loaded; its load is given up", path.display());
         }
     }
 
@@ -307,6 +338,7 @@ impl Deployer {
 
     fn removed(&mut self, path: &Path, watch: &mut Watch) {
         self.files.remove(path);
+        self.given_up.remove(path);
         match self.config.load().deploy.on_removal {
             Removal::Keep => {
                 if self.registry.keep(path) {
@@ -346,11 +378,9 @@ async fn load_file(loader: &Loader, path: &Path) -> Result<Module, Failed> {
     }
 }
 
-async fn finished(
-    running: &mut Option<(Load, JoinHandle<Result<Module, Failed>>)>,
-) -> (Load, Result<Module, Failed>) {
-    let Some((load, module)) = running else { return std::future::pending().await };
-    let loaded = module
+async fn finished(running: &mut Option<Loading>) -> (Load, Result<Module, Failed>) {
+    let Some(Loading { load, task }) = running else { return std::future::pending().await };
+    let loaded = task
         .await
         .unwrap_or_else(|error| Err(Failed { reason: error.to_string(), is_gone: false }));
     (load.clone(), loaded)

@@ -26,7 +26,7 @@ pub(super) async fn load(
     let file = TemporaryFile::write(folder, bytes)
         .await
         .map_err(|error| failed(format!("cannot write it to `{}`: {error}", folder.display())))?;
-    let loaded = loader.load_in_place(&file.0, place).await;
+    let loaded = loader.load_named(&file.0, place, place).await;
     let module = loaded.map_err(|error| failed(chain(&error)))?;
     if module.version.digest != digest {
         return Err(failed("the database holds other bytes under this digest".into()));

@@ -10,7 +10,7 @@ use wasmtime::component::Component;
 use wasmtime::component::types::ComponentItem;
 
 use super::cache::Cache;
-use super::compile::{CompileError, CompileSettings, Compiler};
+use super::compile::{CompileError, CompileSettings, Compiler, Wish};
 use super::definition::{Definition, DefinitionError};
 use super::measure;
 use crate::config::Config;
@@ -188,7 +188,7 @@ impl Loader {
         Self { takes_ungranted: true, ..self }
     }
 
-    /// Loads one file.
+    /// Loads one file. Given up, it stops compiling.
     ///
     /// # Errors
     /// It can't serve, and why.
@@ -197,15 +197,28 @@ impl Loader {
     }
 
     /// Loads the bytes of `file` as the module of the file `path`: under its name, and what is
-    /// granted and pinned there.
+    /// granted and pinned there. Errors name `file`, which is what is at fault.
     ///
     /// # Errors
     /// As [`Self::load`].
     pub async fn load_in_place(&self, file: &Path, path: &Path) -> Result<Module, LoadError> {
-        let config = self.settings.now();
+        self.load_named(file, path, file).await
+    }
+
+    /// As [`Self::load_in_place`], for a file that nobody else knows: errors name `named`.
+    pub(super) async fn load_named(
+        &self,
+        file: &Path,
+        path: &Path,
+        named: &Path,
+    ) -> Result<Module, LoadError> {
+        let (config, wish) = (self.settings.now(), Wish::default());
+        let _waiting = wish.waiting();
         let work = Work {
             file: file.to_path_buf(),
             path: path.to_path_buf(),
+            named: named.to_path_buf(),
+            wish,
             sandbox: self.sandbox.clone(),
             cache: self.cache.clone(),
             compiler: self.compiler.clone(),
@@ -214,15 +227,15 @@ impl Loader {
         };
         let prepared =
             tokio::task::spawn_blocking(move || work.prepare()).await.unwrap_or_else(|error| {
-                Err(LoadError::NotAComponent { path: path.into(), reason: error.to_string() })
+                Err(LoadError::NotAComponent { path: named.into(), reason: error.to_string() })
             })?;
         let config = config.as_deref();
         let limits = config.map(|config| config.module_limits(&module_name(path)));
         let described = self.sandbox.describe(&prepared.prepared, limits.unwrap_or_default()).await;
         let description =
-            described.map_err(|reason| LoadError::Describe { path: path.into(), reason })?;
+            described.map_err(|reason| LoadError::Describe { path: named.into(), reason })?;
         let jobs = Definition::read_all(description.jobs)
-            .map_err(|source| LoadError::Definition { path: path.into(), source })?;
+            .map_err(|source| LoadError::Definition { path: named.into(), source })?;
         let module = Module {
             version: ModuleVersion {
                 name: module_name(path),
@@ -237,12 +250,17 @@ impl Loader {
             jobs,
             prepared: prepared.prepared,
         };
-        self.check_jobs(config, &module)?;
+        self.check_jobs(config, named, &module)?;
         Ok(module)
     }
 
     /// Checks what could not be known before the module had told its jobs.
-    fn check_jobs(&self, config: Option<&Config>, module: &Module) -> Result<(), LoadError> {
+    fn check_jobs(
+        &self,
+        config: Option<&Config>,
+        named: &Path,
+        module: &Module,
+    ) -> Result<(), LoadError> {
         let Some(config) = config else { return Ok(()) };
         let names: Vec<&str> = module.jobs.iter().map(|job| job.name.as_str()).collect();
         let is_granted =
@@ -251,12 +269,12 @@ impl Loader {
         if let Some(import) = wants_http.filter(|import| !is_granted(import))
             && !self.takes_ungranted
         {
-            return Err(not_granted(&module.path, module.source(), import, Some(config)));
+            return Err(not_granted(named, module.source(), import, Some(config)));
         }
         let mut jobs = module.jobs.iter();
         match jobs.find_map(|job| config.beyond_cap(&module.version.name, job)) {
             Some(reason) if !self.takes_ungranted => {
-                Err(LoadError::BeyondCap { path: module.path.clone(), reason })
+                Err(LoadError::BeyondCap { path: named.into(), reason })
             }
             _ => Ok(()),
         }
@@ -305,6 +323,9 @@ struct Work {
     file: PathBuf,
     /// What it is the module of.
     path: PathBuf,
+    /// What errors name.
+    named: PathBuf,
+    wish: Wish,
     sandbox: Arc<Sandbox>,
     cache: Cache,
     compiler: Arc<Compiler>,
@@ -323,13 +344,13 @@ struct Compiled {
 impl Work {
     /// What takes a processor for long: read, check, digest, compile, check the world.
     fn prepare(&self) -> Result<Compiled, LoadError> {
-        let path = self.path.as_path();
+        let path = self.named.as_path();
         let bytes = read(&self.file, self.compiler.settings().module_bytes)?;
         self.check_form(&bytes)?;
         let digest = measure::digest(&bytes);
         self.check_pin(&digest)?;
         let engine = self.sandbox.engine();
-        let compile = || self.compiler.compile(engine, &bytes);
+        let compile = || self.compiler.compile(engine, &bytes, &self.wish);
         let component =
             self.cache.component(engine, &digest, compile).map_err(|source| match source {
                 CompileError::Refused(reason) => {
@@ -348,7 +369,7 @@ impl Work {
 
     /// Whether the bytes look like a component of a size that is worth a compiler's time.
     fn check_form(&self, bytes: &[u8]) -> Result<(), LoadError> {
-        let path = || self.path.clone();
+        let path = || self.named.clone();
         if !bytes.starts_with(b"\0asm") {
             let reason = "it does not begin with the WebAssembly magic number".into();
             return Err(LoadError::NotAComponent { path: path(), reason });
@@ -372,7 +393,7 @@ impl Work {
         let settings = self.config.as_deref().and_then(|config| config.modules.get(&name));
         match settings.and_then(|settings| settings.digest.as_deref()) {
             Some(pinned) if pinned != digest && !self.takes_ungranted => Err(LoadError::Pinned {
-                path: self.path.clone(),
+                path: self.named.clone(),
                 place: format!("[modules.{}]", toml_key(&name)),
                 found: digest.to_owned(),
                 pinned: pinned.to_owned(),
@@ -384,7 +405,7 @@ impl Work {
     /// Checks imports and exports by name, so that the error can name what is wrong; returns the
     /// imports.
     fn check_world(&self, component: &Component, digest: &str) -> Result<Vec<String>, LoadError> {
-        let (engine, path) = (self.sandbox.engine(), || self.path.clone());
+        let (engine, path) = (self.sandbox.engine(), || self.named.clone());
         let ty = component.component_type();
         let exports: Vec<String> = ty
             .exports(engine)
@@ -419,7 +440,7 @@ impl Work {
         if config.is_some_and(|config| config.may_grant_import(module, import)) {
             return Ok(());
         }
-        Err(not_granted(&self.path, module, import, config))
+        Err(not_granted(&self.named, module, import, config))
     }
 }
 

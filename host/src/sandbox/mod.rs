@@ -58,6 +58,13 @@ pub fn compiling_engine() -> wasmtime::Result<Engine> {
     engine::compiling()
 }
 
+/// The settings of an engine for up to `concurrency` attempts at once, for programs that measure
+/// what each of them costs.
+#[must_use]
+pub fn engine_settings(concurrency: u32) -> wasmtime::Config {
+    engine::config(concurrency)
+}
+
 /// One attempt to be run.
 #[derive(Debug, Clone)]
 pub struct Call {

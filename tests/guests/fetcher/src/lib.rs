@@ -30,8 +30,8 @@ impl Job for Fetch {
     }
 }
 
-/// `fetch_at_once URL COUNT`: begins so many requests before it looks at an answer; returns how
-/// each ended.
+/// `fetch_at_once URL COUNT`: begins so many requests before it looks at an answer; logs how each
+/// ended, as soon as it did, and returns that in the order in which they were begun.
 #[derive(Default)]
 struct FetchAtOnce;
 
@@ -41,20 +41,26 @@ impl Job for FetchAtOnce {
     fn run(&mut self, call: &Call) -> Result<impl Serialize> {
         let (url, count): (String, usize) = (call.arg(0)?, call.arg(1)?);
         let begun: Vec<_> = (0..count).filter_map(|_| begin(&url).ok()).collect();
+        let mut ends = vec![String::new(); begun.len()];
         let mut kept = Vec::new();
-        let ends = begun.iter().map(|future| {
-            future.subscribe().block();
-            match future.get() {
-                Some(Ok(Ok(response))) => {
-                    let status = response.status().to_string();
-                    kept.push(response);
-                    status
-                }
-                Some(Ok(Err(error))) => format!("{error:?}"),
-                _ => "gone".to_owned(),
+        while ends.iter().any(String::is_empty) {
+            let waiting: Vec<usize> = (0..begun.len()).filter(|&at| ends[at].is_empty()).collect();
+            let pollables: Vec<_> = waiting.iter().map(|&at| begun[at].subscribe()).collect();
+            for ready in wasip2::io::poll::poll(&pollables.iter().collect::<Vec<_>>()) {
+                let at = waiting[ready as usize];
+                ends[at] = match begun[at].get() {
+                    Some(Ok(Ok(response))) => {
+                        let status = response.status().to_string();
+                        kept.push(response);
+                        status
+                    }
+                    Some(Ok(Err(error))) => format!("{error:?}"),
+                    _ => "gone".to_owned(),
+                };
+                info!("one ended: {}", ends[at]);
             }
-        });
-        Ok(ends.collect::<Vec<_>>())
+        }
+        Ok(ends)
     }
 }
 
