@@ -158,7 +158,19 @@ impl Sender {
         for row in rows {
             failpoint::reach("outbox-sending", &row.job.name);
         }
-        let sent = match self.queue(queue).await {
+        let found = self.queue(queue).await;
+        let can_go = |row: &&OutboxRow| match &found {
+            Ok(found) => found.can_hold_back(row.delay()),
+            Err(_) => true,
+        };
+        let (rows, waiting): (Vec<_>, Vec<_>) = rows.iter().partition(can_go);
+        for row in waiting {
+            self.store.outbox_waits(row.id).await?;
+        }
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let sent = match found {
             Ok(found) => {
                 let messages: Vec<_> = rows.iter().map(|row| message(row, &found)).collect();
                 self.send_messages(&found, &messages).await
@@ -171,7 +183,7 @@ impl Sender {
         };
         let mut done = Vec::with_capacity(rows.len());
         let mut refused = Vec::new();
-        for (row, result) in rows.iter().zip(results) {
+        for (&row, result) in rows.iter().zip(results) {
             failpoint::reach("outbox-sent", &row.job.name);
             match result {
                 Ok(()) => done.push(row.id),
@@ -192,7 +204,7 @@ impl Sender {
             }
         }
         self.store.outbox_sent(&done).await?;
-        for row in rows {
+        for &row in &rows {
             failpoint::reach("outbox-noted", &row.job.name);
         }
         Ok(refused)
@@ -236,7 +248,8 @@ impl Sender {
 
 /// A row as the message that it is sent as.
 fn message(row: &OutboxRow, queue: &Queue) -> OutgoingMessage {
-    let delay_secs = u32::try_from(row.delay.as_millis().div_ceil(1000)).unwrap_or(MAX_DELAY_SECS);
+    let delay = row.delay();
+    let delay_secs = u32::try_from(delay.as_millis().div_ceil(1000)).unwrap_or(MAX_DELAY_SECS);
     let group = match (&row.group, queue.is_fifo) {
         (Some(group), _) => Some(group.clone()),
         // Each job without a group is a group of its own. Ids may hold what groups may not.
@@ -308,6 +321,8 @@ fn undeliverable(row: &OutboxRow, error: &EntryError) -> DeadMessage {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
     use crate::payload::Job;
 
@@ -325,7 +340,7 @@ mod tests {
             },
             queue: "q.fifo".into(),
             group: None,
-            delay: Duration::ZERO,
+            due: None,
             send_number: 1,
             attributes: Attributes::new(),
             body: None,
@@ -341,6 +356,24 @@ mod tests {
         assert_ne!(id(1), id(2));
         assert_ne!(id(1), deduplication_id(&row(1, "b")));
         assert_eq!(id(1).len(), 64);
+    }
+
+    #[test]
+    fn the_queue_is_asked_for_what_is_left_of_a_delay_and_never_for_less() {
+        let queue = Queue {
+            name: "q".into(),
+            address: "q".into(),
+            is_fifo: false,
+            max_receive_count: None,
+            dead_letter_queue: None,
+            retention: Duration::from_secs(345_600),
+            max_message_bytes: 1000,
+        };
+        let due = Instant::now().checked_add(Duration::from_millis(60_500));
+        let delay = message(&OutboxRow { due, ..row(1, "a") }, &queue).delay_secs;
+        assert_eq!(delay, 61);
+        let passed = Some(Instant::now());
+        assert_eq!(message(&OutboxRow { due: passed, ..row(1, "a") }, &queue).delay_secs, 0);
     }
 
     #[test]

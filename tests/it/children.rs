@@ -1,6 +1,7 @@
 //! Jobs that jobs add: who belongs to whom, and where a chain ends.
 
-use support::{Json, Setup};
+use support::sqs::SqsQueue;
+use support::{Json, Pair, Setup, wait};
 
 fn children(row: &Json) -> Vec<String> {
     serde_json::from_str(row.raw("children")).unwrap()
@@ -52,11 +53,36 @@ on_every_pair! {
 
 #[test]
 fn the_number_of_generations_has_its_limits() {
-    let setup = Setup::new(support::Pair::Embedded, &["outcomes"]);
+    let setup = Setup::new(Pair::Embedded, &["outcomes"]);
     for wrong in ["-1", "1000001", "many"] {
         let args = ["worker", &setup.queue, "--max-generations", wrong];
         setup.run(&args).exits(2).is_a_sentence().says(&["--max-generations", wrong]);
     }
     setup.project.write("sqjobs.toml", "max-generations = \"none\"\n");
     setup.run(&["worker", &setup.queue]).exits(2).is_a_sentence().says(&["max-generations"]);
+}
+
+/// The worker knows its own queue by a URL, which is not where other queues are.
+#[test]
+fn a_child_goes_to_the_queue_that_it_names_also_where_the_worker_was_given_a_url() {
+    let setup = Setup::new(Pair::SqliteSqs, &["outcomes"]);
+    let [by_name, by_url] = [(), ()].map(|()| SqsQueue::unique());
+    let grants = format!(
+        "[jobs.add_children.grants]\nadd-job-queues = [\"{}\", \"{}\"]\n",
+        by_name.name, by_url.url
+    );
+    setup.project.write("sqjobs.toml", &grants);
+    for queue in [&by_name.name, &by_url.url] {
+        let _ = setup.add(&["add_children", "1", "--kwarg", &format!("queue={queue}")]);
+    }
+    let _ = setup.add(&["add_children", "1"]);
+    let _worker = setup.project.worker(&[&setup.sqs().url]);
+    wait::until_true("a child on each queue", || {
+        by_name.depth() == [1, 0, 0] && by_url.depth() == [1, 0, 0]
+    });
+    let own = format!("SELECT count(*) FROM {{jobs}} WHERE queue = '{}'", setup.queue);
+    let done = format!("{own} AND status = 'SUCCESS'");
+    wait::until_true("the jobs of its own queue", || setup.count(&done) == 4);
+    let of_url = format!("SELECT count(*) FROM {{jobs}} WHERE queue = '{}'", by_url.name);
+    assert_eq!((setup.count(&own), setup.count(&of_url)), (4, 1));
 }

@@ -36,6 +36,8 @@ enum Story {
     Drain,
     /// A job adds the watched one.
     Child,
+    /// A job adds the watched one with a delay that is left to the queue.
+    DelayedChild,
     /// `add` dies on its way.
     Add,
     /// A job was added with a delay that only the database can wait for.
@@ -106,6 +108,10 @@ const KILLS: &[Kill] = &[
     kill("outbox-sending", Story::Child, 1),
     kill("outbox-sent", Story::Child, 1),
     kill("outbox-noted", Story::Child, 1),
+    kill("outbox-taken", Story::DelayedChild, 1),
+    kill("outbox-sending", Story::DelayedChild, 1),
+    kill("outbox-sent", Story::DelayedChild, 1),
+    kill("outbox-noted", Story::DelayedChild, 1),
     kill("outbox-added", Story::Add, 1),
     kill("outbox-sending", Story::Add, 1),
     kill("outbox-sent", Story::Add, 1),
@@ -246,6 +252,10 @@ impl Kill {
             Story::CancelRunning => send(setup, VICTIM, "effect", r#"{"ms": 60000}"#),
             Story::Prune => return prune_killed_at(setup, self.point),
             Story::Child => drop(setup.add(&["add_children", "1", "--kwarg", "name=effect"])),
+            Story::DelayedChild => {
+                let delay = ["--kwarg", "name=effect", "--kwarg", "delay_ms=1500"];
+                drop(setup.add(&[&["add_children", "1"], &delay[..]].concat()));
+            }
             Story::Add => {
                 killed_at(setup, self.point, &add(setup, &[]));
                 return Vec::new();
@@ -287,7 +297,7 @@ impl Kill {
         }
         // A parent passes some of the points too.
         let of_child = format!("{}[effect]", self.point);
-        let point = if self.story == Story::Child { &of_child } else { self.point };
+        let point = if self.is_of_child() { &of_child } else { self.point };
         let mut worker = setup.worker_killed_at(point, &SHORT);
         if self.story == Story::Drain {
             wait::until_true("a running job", || {
@@ -312,12 +322,16 @@ impl Kill {
         ends(&worker)
     }
 
+    fn is_of_child(&self) -> bool {
+        matches!(self.story, Story::Child | Story::DelayedChild)
+    }
+
     fn wait_until_over(&self, setup: &Setup) {
         match self.story {
             Story::Malformed => drop(setup.wait_for_dead(1)),
             // Deleted before the kill, it leaves no row.
             Story::Unrecorded if self.point == "deleted" => {}
-            Story::Child => return wait_until_settled(setup, 2),
+            Story::Child | Story::DelayedChild => return wait_until_settled(setup, 2),
             _ => return wait_until_settled(setup, 1),
         }
         setup.wait_until_drained();
@@ -326,7 +340,7 @@ impl Kill {
     /// The id of the watched job.
     fn watched(&self, setup: &Setup) -> String {
         match self.story {
-            Story::Child => {
+            Story::Child | Story::DelayedChild => {
                 setup.query(&setup.named("SELECT id FROM {jobs} WHERE name = 'effect'"))
             }
             _ => VICTIM.to_owned(),
@@ -391,6 +405,10 @@ fn command_killed_at(setup: &Setup, point: &str, args: &[&str]) {
 
 /// Lets the time pass for which jobs are parked, and for which a sender may hold its rows.
 fn make_due(setup: &Setup) {
+    // The jobs first: a sender that takes an outbox row looks at its job.
+    setup.execute(
+        &setup.named("UPDATE {jobs} SET not_before = 0 WHERE not_before > created_at + 3600000"),
+    );
     setup.execute(&setup.named("UPDATE {outbox} SET not_before = 0, taken_until = 0"));
     setup.execute(&setup.named("UPDATE {jobs} SET retry_at = 0 WHERE status = 'RETRY'"));
 }

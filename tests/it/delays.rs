@@ -10,6 +10,8 @@ fn parked(setup: &Setup) -> i64 {
 
 /// Lets the time pass for which jobs are delayed.
 fn make_due(setup: &Setup) {
+    // The jobs first: a sender that takes an outbox row looks at its job.
+    setup.execute(&setup.named("UPDATE {jobs} SET not_before = 0 WHERE not_before IS NOT NULL"));
     setup.execute(&setup.named("UPDATE {outbox} SET not_before = 0"));
 }
 
@@ -80,6 +82,64 @@ on_every_pair! {
         let _ = setup.wait_for_status(&child, "SUCCESS");
     }
 
+    /// A parent may run for long after the adding: what it adds waits from its outcome on.
+    fn a_child_s_delay_of_minutes_is_left_to_the_queue_and_counts_from_its_parent_s_outcome(pair) {
+        let setup = Setup::new(pair, &["outcomes"]);
+        let slow = ["--kwarg", "delay_ms=600000", "--kwarg", "sleep_ms=1500"];
+        let parent = setup.add(&[&["add_children", "1"], &slow[..]].concat());
+        let _worker = setup.worker(&[]);
+        let _ = setup.wait_for_status(&parent, "SUCCESS");
+        wait::until_true("the child on the queue", || setup.depth() == [0, 0, 1]);
+        wait::until_true("an empty outbox", || parked(&setup) == 0);
+        let waits = "SELECT c.not_before - p.finished_at FROM {jobs} c, {jobs} p \
+                     WHERE c.parent_id = p.id AND c.status = 'PENDING' AND c.sends = 1";
+        assert_eq!(setup.count(waits), 600_000);
+    }
+
+    fn a_child_that_is_sent_at_once_is_held_back_by_the_queue(pair) {
+        let setup = Setup::new(pair, &["outcomes"]);
+        let at_once = ["--kwarg", "at_once=true", "--kwarg", "delay_ms=600000", "--kwarg", "sleep_ms=60000"];
+        let parent = setup.add(&[&["add_children", "1"], &at_once[..]].concat());
+        let _worker = setup.worker(&["--grace", "0s"]);
+        wait::until_true("the child on the queue", || setup.depth()[2] == 1);
+        assert_eq!(setup.status(&parent).unwrap().text("status"), "RUNNING");
+        wait::until_true("an empty outbox", || parked(&setup) == 0);
+    }
+
+    /// Another worker sends it, and the delay still ends when it would have.
+    fn a_child_that_could_not_be_sent_for_a_while_runs_when_it_is_due(pair) {
+        let setup = Setup::new(pair, &["outcomes"]);
+        let parent = setup.add(&["add_children", "1", "--kwarg", "delay_ms=4000"]);
+        let mut first = setup.worker_killed_at("outbox-sending[counter]", &["--lease", "5s"]);
+        first.wait_until_killed_at("outbox-sending");
+        // The next sender takes what the killed one held.
+        setup.execute(&setup.named("UPDATE {outbox} SET taken_until = 0"));
+        let _worker = setup.worker(&["--lease", "5s"]);
+        let parent = setup.wait_for_status(&parent, "SUCCESS");
+        let child = parent.value("children")[0].as_str().unwrap().to_owned();
+        let child = setup.wait_for_status(&child, "SUCCESS");
+        assert!(child.text("started_at") >= child.text("not_before"), "{child}");
+        let delay = "SELECT c.not_before - p.finished_at FROM {jobs} c, {jobs} p \
+                     WHERE c.parent_id = p.id";
+        assert_eq!((setup.count(delay), child.number("attempts")), (4000, 1));
+    }
+
+    fn a_child_on_a_fifo_queue_waits_in_the_database(pair) {
+        let setup = Setup::new(pair, &["outcomes"]);
+        let queue = format!("{}.fifo", servers::unique("delayed"));
+        if pair != Pair::Embedded {
+            let _ = SqsQueue::create(&queue, &[("FifoQueue", "true")]);
+        }
+        let add = ["add", "--queue", &queue, "add_children", "1", "--kwarg", "delay_ms=600000"];
+        let parent = setup.run(&add).ok().line().to_owned();
+        let _worker = setup.project.worker(&[&queue]);
+        let parent = setup.wait_for_status(&parent, "SUCCESS");
+        assert_eq!(parked(&setup), 1);
+        make_due(&setup);
+        let child = parent.value("children")[0].as_str().unwrap().to_owned();
+        let _ = setup.wait_for_status(&child, "SUCCESS");
+    }
+
     fn a_time_in_the_past_is_now(pair) {
         let setup = Setup::new(pair, &["outcomes"]);
         let id = setup.add(&["counter", "--at", "2001-02-03T04:05:06+01:00"]);
@@ -97,6 +157,23 @@ fn a_delay_that_leaves_no_time_on_the_queue_waits_in_the_database() {
     let queue = SqsQueue::create(&servers::unique("short"), &[("MessageRetentionPeriod", "900")]);
     let _ = setup.run(&["add", "--queue", &queue.name, "counter", "--delay", "14m"]).ok();
     assert_eq!((queue.depth(), parked(&setup)), ([0, 0, 0], 1));
+}
+
+/// Only the sender can know that of a child's queue.
+#[test]
+fn a_child_s_delay_that_leaves_no_time_on_the_queue_waits_in_the_database() {
+    let setup = Setup::new(Pair::SqliteSqs, &["outcomes"]);
+    let queue = SqsQueue::create(&servers::unique("short"), &[("MessageRetentionPeriod", "900")]);
+    let add = ["add", "--queue", &queue.name, "add_children", "1", "--kwarg", "delay_ms=840000"];
+    let _ = setup.run(&add).ok();
+    let _worker = setup.project.worker(&[&queue.name]);
+    let waits = "SELECT count(*) FROM {outbox} o, {jobs} j WHERE j.id = o.job_id \
+                 AND o.not_before = j.not_before AND o.taken_until = 0 AND o.tries = 0";
+    wait::until_true("the child in the database", || setup.count(waits) == 1);
+    assert_eq!((queue.depth(), parked(&setup)), ([0, 0, 0], 1));
+    make_due(&setup);
+    let run = "SELECT count(*) FROM {jobs} WHERE status = 'SUCCESS'";
+    wait::until_true("the child's end", || setup.count(run) == 2);
 }
 
 #[test]

@@ -97,6 +97,100 @@ on_every_pair! {
     }
 }
 
+/// A group of which the first job runs and the others were received with it.
+fn a_group_in_hand(setup: &Setup, queue: &str) -> (String, Vec<String>) {
+    let first = add(setup, queue, "g", &["sleep_ms", "600000"]);
+    let others = (0..3).map(|_| add(setup, queue, "g", &["counter"])).collect();
+    (first, others)
+}
+
+/// Pauses the queue while the group is in the worker's hands, then lets its first job end.
+fn pause_in_hand(setup: &Setup, queue: &str, worker: &mut support::WorkerProcess, first: &str) {
+    let _ = setup.wait_for_status(first, "RUNNING");
+    let _ = setup.run(&["queues", "pause", queue]).ok();
+    worker.wait_for_line(&[queue, "is paused"]);
+    let _ = setup.run(&["cancel", first]).ok();
+    let _ = setup.wait_for_status(first, "CANCELLED");
+}
+
+fn resume_and_see_the_order(setup: &Setup, queue: &str, others: &[String]) {
+    for id in others {
+        let row = setup.status(id).unwrap();
+        assert_eq!((row.text("status").as_str(), row.number("attempts")), ("PENDING", 0), "{row}");
+    }
+    let _ = setup.run(&["queues", "resume", queue]).ok();
+    let done: Vec<Json> = others.iter().map(|id| setup.wait_for_status(id, "SUCCESS")).collect();
+    assert_in_order(&done);
+    assert!(done.iter().all(|row| row.number("attempts") == 1));
+    assert!(setup.dead().is_empty());
+}
+
+fn depth(queue: &str) -> [u64; 3] {
+    SqsQueue::existing(queue).depth()
+}
+
+on_every_pair! {
+    /// They go back as they came, for whichever worker there is after the pause.
+    fn a_group_that_a_worker_holds_when_its_queue_is_paused_goes_back_in_its_order(pair) {
+        let setup = Setup::new(pair, &["outcomes"]);
+        let (queue, dead) = fifo(&setup, None);
+        let (first, others) = a_group_in_hand(&setup, &queue);
+        let mut worker = setup.project.worker(&[&queue]);
+        pause_in_hand(&setup, &queue, &mut worker, &first);
+        let listed = ["queues", "list", &queue, "--output", "json"];
+        wait::until_true("the group back on the queue", || {
+            let row = setup.run(&listed).ok().json();
+            (row.number("visible"), row.number("in_flight")) == (3, 0)
+        });
+        let _other = setup.project.worker(&[&queue]);
+        resume_and_see_the_order(&setup, &queue, &others);
+        assert!(dead.is_none_or(|dead| dead.depth() == [0, 0, 0]));
+    }
+}
+
+/// The queue would move each of them at its second receipt: they wait in SQL and are sent again,
+/// with no receipt spent, while the queue is paused.
+#[test]
+fn a_group_at_its_last_receipt_outlives_a_pause_in_its_order() {
+    for pair in [Pair::SqliteSqs, Pair::PostgresSqs] {
+        let setup = Setup::new(pair, &["outcomes"]);
+        let (queue, dead) = fifo(&setup, Some(1));
+        let (first, others) = a_group_in_hand(&setup, &queue);
+        let mut worker = setup.project.worker(&[&queue]);
+        pause_in_hand(&setup, &queue, &mut worker, &first);
+        wait::until_true("the group on the queue again", || depth(&queue) == [3, 0, 0]);
+        resume_and_see_the_order(&setup, &queue, &others);
+        assert!(dead.is_none_or(|dead| dead.depth() == [0, 0, 0]));
+    }
+}
+
+/// A long poll is under way when the pause begins, and brings the group afterwards.
+#[test]
+fn a_group_that_a_receive_brings_into_a_pause_keeps_its_order() {
+    for pair in [Pair::SqliteSqs, Pair::PostgresSqs] {
+        let setup = Setup::new(pair, &["outcomes"]);
+        let (queue, dead) = fifo(&setup, Some(1));
+        let mut worker = setup.project.worker(&[&queue]);
+        worker.wait_until_ready();
+        let _ = setup.run(&["queues", "pause", &queue]).ok();
+        worker.wait_for_line(&[&queue, "is paused"]);
+        let ids: Vec<String> = (0..8).map(|_| servers::unique("job")).collect();
+        let bodies: Vec<String> =
+            ids.iter().map(|id| format!(r#"{{"id": "{id}", "name": "counter"}}"#)).collect();
+        SqsQueue::existing(&queue).send_group("g", &bodies);
+        wait::until_true("jobs that were received and put back", || {
+            setup.count("SELECT count(*) FROM {jobs} WHERE sends > 0") > 0
+                && setup.count("SELECT count(*) FROM {outbox}") == 0
+                && depth(&queue) == [8, 0, 0]
+        });
+        assert_eq!(setup.count("SELECT count(*) FROM {attempts}"), 0);
+        let _ = setup.run(&["queues", "resume", &queue]).ok();
+        let done: Vec<Json> = ids.iter().map(|id| setup.wait_for_status(id, "SUCCESS")).collect();
+        assert_in_order(&done);
+        assert!(dead.is_none_or(|dead| dead.depth() == [0, 0, 0]));
+    }
+}
+
 /// Starts `add` and has it killed once its message is sent and not noted.
 fn add_and_die(setup: &Setup, queue: &str, job: &[&str]) -> String {
     let id = servers::unique("job");

@@ -7,7 +7,7 @@ use sqjobs::clock::Timestamp;
 use sqjobs::payload::Job;
 use sqjobs::store::claim::{Begun, Claim, ClaimRequest, ModuleVersion};
 use sqjobs::store::dead::{DeadFilter, DeadKind, DeadMessage};
-use sqjobs::store::enqueue::{Enqueued, NewJob};
+use sqjobs::store::enqueue::{Enqueued, NewJob, Start};
 use sqjobs::store::finish::{Ending, FinishRequest};
 use sqjobs::store::list::JobFilter;
 use sqjobs::store::lost::LostFilter;
@@ -139,7 +139,7 @@ fn new_job() -> NewJob {
         queue: "q".into(),
         queue_url: None,
         group: None,
-        not_before: None,
+        start: Start::Now,
         parent_id: None,
         generation: 0,
         unique: None,
@@ -404,7 +404,7 @@ on_every_database! {
             queue: "q".into(),
             queue_url: None,
             group: None,
-            not_before: None,
+            start: Start::Now,
             parent_id: Some("parent".into()),
             generation: 1,
             unique: None,
@@ -429,7 +429,7 @@ on_every_database! {
             queue: "q".into(),
             queue_url: Some("http://h/q".into()),
             group: Some("g".into()),
-            not_before: None,
+            start: Start::Now,
             parent_id: None,
             generation: 0,
             unique: None,
@@ -450,13 +450,49 @@ on_every_database! {
         assert!(store.take_outbox(10, 0).await.unwrap().is_empty());
     }
 
+    async fn a_row_with_a_delay_of_minutes_leaves_at_once_and_tells_what_is_left(store) {
+        let after = |id: &str, secs| NewJob {
+            job: job(id),
+            start: Start::After(Duration::from_secs(secs)),
+            ..new_job()
+        };
+        for (id, secs) in [("soon", 600), ("later", 901)] {
+            let _ = store.enqueue_for_sweep(&after(id, secs)).await.unwrap();
+        }
+        let rows = store.take_outbox(10, 0).await.unwrap();
+        assert_eq!(rows.len(), 1);
+        assert_eq!(rows[0].job.id, "soon");
+        let (delay, most) = (rows[0].delay(), Duration::from_secs(600));
+        assert!(delay <= most && delay > most / 2, "{delay:?}");
+        // The queue can't hold it back.
+        store.outbox_waits(rows[0].id).await.unwrap();
+        assert!(store.take_outbox(10, 0).await.unwrap().is_empty());
+        let rows = store.take_outbox(10, 600_000).await.unwrap();
+        assert_eq!((rows.len(), rows[0].tries), (1, 1));
+    }
+
+    /// It waits on the queue, which is as good as empty for those who look.
+    async fn a_delayed_job_is_not_overdue_before_it_is_due(store) {
+        let lost = LostFilter { queue: "q".into(), overdue: Duration::ZERO, sent_before: None };
+        let new = NewJob { start: Start::After(Duration::from_secs(600)), ..new_job() };
+        let Enqueued::Added { outbox_id, .. } = store.enqueue(&new).await.unwrap() else { panic!() };
+        store.outbox_sent(&[outbox_id]).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await; // a clock that shows milliseconds
+        assert!(!store.has_overdue(&lost).await.unwrap());
+        let soon = NewJob { job: job("soon"), ..new_job() };
+        let Enqueued::Added { outbox_id, .. } = store.enqueue(&soon).await.unwrap() else { panic!() };
+        store.outbox_sent(&[outbox_id]).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert_eq!(store.give_up_lost(&lost, "gone").await.unwrap(), ["soon"]);
+    }
+
     async fn a_row_that_can_t_be_sent_fails_its_job_and_is_kept(store) {
         let new = NewJob {
             job: job("a"),
             queue: "q".into(),
             queue_url: None,
             group: None,
-            not_before: None,
+            start: Start::Now,
             parent_id: None,
             generation: 0,
             unique: None,

@@ -125,6 +125,21 @@ impl SqsQueue {
         }
     }
 
+    /// Sends bodies to one message group of a FIFO queue, at most ten, in one call.
+    ///
+    /// # Panics
+    /// The server refuses.
+    pub fn send_group(&self, group: &str, bodies: &[String]) {
+        let entries = bodies.iter().enumerate().map(|(number, body)| {
+            let entry = SendMessageBatchRequestEntry::builder().id(number.to_string());
+            let entry = entry.message_body(body).message_group_id(group);
+            entry.message_deduplication_id(servers::unique("message")).build().unwrap()
+        });
+        let call = CLIENT.send_message_batch().queue_url(&self.url);
+        let sent = RUNTIME.block_on(call.set_entries(Some(entries.collect())).send()).unwrap();
+        assert!(sent.failed.is_empty(), "{:?}", sent.failed);
+    }
+
     /// Receives up to ten messages without waiting, and hides them for `visibility_secs`.
     ///
     /// # Panics

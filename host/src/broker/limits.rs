@@ -25,6 +25,23 @@ const RETENTION: std::ops::RangeInclusive<Duration> =
 /// Bounds of `maxReceiveCount`. Source: developer guide, "Dead-letter queues".
 const RECEIVE_COUNTS: std::ops::RangeInclusive<u32> = 1..=1000;
 
+/// How long before its queue would drop it a delayed message must be visible; else its job waits
+/// in the database.
+const RETENTION_MARGIN: Duration = Duration::from_secs(3600);
+
+impl Queue {
+    /// Whether the queue can keep a message back so long: 15 minutes at most, no time at all on a
+    /// FIFO queue, which takes no delay for one message, and not so long that it would drop the
+    /// message soon after.
+    #[must_use]
+    pub fn can_hold_back(&self, delay: Duration) -> bool {
+        delay.is_zero()
+            || !self.is_fifo
+                && delay <= Duration::from_secs(u64::from(MAX_DELAY_SECS))
+                && delay.saturating_add(RETENTION_MARGIN) <= self.retention
+    }
+}
+
 /// What SQS counts against a queue's message size: the body, and name, type and value of each
 /// message attribute, in bytes of UTF-8.
 #[must_use]
@@ -244,6 +261,18 @@ mod tests {
         let refused = check_message(&queue("q"), &delayed(901)).expect_err("over the limit");
         assert!(refused.to_string().contains("limit of 900 s"), "{refused}");
         assert!(check_message(&queue("q.fifo"), &delayed(1)).is_err());
+    }
+
+    #[test]
+    fn a_queue_holds_back_for_minutes_unless_it_is_fifo_or_would_drop_the_message() {
+        let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
+        assert!(queue("q").can_hold_back(minutes(15)));
+        assert!(!queue("q").can_hold_back(minutes(15) + Duration::from_millis(1)));
+        assert!(queue("q.fifo").can_hold_back(Duration::ZERO));
+        assert!(!queue("q.fifo").can_hold_back(Duration::from_millis(1)));
+        let short = Queue { retention: minutes(70), ..queue("q") };
+        assert!(short.can_hold_back(minutes(10)) && !short.can_hold_back(minutes(11)));
+        assert!(Queue { retention: minutes(1), ..queue("q") }.can_hold_back(Duration::ZERO));
     }
 
     #[test]

@@ -4,28 +4,22 @@ mod request;
 mod within;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::broker::{
-    Attributes, Broker, BrokerError, EntryError, MAX_DELAY_SECS, Queue, message_bytes,
-};
+use crate::broker::{Attributes, Broker, BrokerError, EntryError, message_bytes};
 use crate::clock::{Clock, MAX_AHEAD};
 use crate::eager::{Eager, EagerError};
 use crate::failpoint;
 use crate::json::JsonError;
 use crate::payload::{self, Job, MAX_NAME_BYTES};
 use crate::sender::Sender;
-use crate::store::enqueue::{Enqueued, NewJob};
+use crate::store::enqueue::{Enqueued, NewJob, Start};
 use crate::store::modules::DeployedJob;
 use crate::store::outbox::OutboxRow;
 use crate::store::unique::UniqueRule;
 use crate::store::{Store, StoreError};
 
 pub use request::JobRequest;
-
-/// How long before its queue would drop it a delayed message must be visible; else its job waits
-/// in the database.
-const RETENTION_MARGIN: Duration = Duration::from_secs(3600);
 
 /// Why a job was not added.
 #[derive(Debug, thiserror::Error)]
@@ -227,7 +221,11 @@ impl Client {
         if delay > MAX_AHEAD || window > MAX_AHEAD {
             return Err(AddError::TooFarAhead);
         }
-        let not_before = (!delay.is_zero()).then(|| now.after(delay));
+        let start = match request.at {
+            _ if delay.is_zero() => Start::Now,
+            Some(instant) => Start::At(instant),
+            None => Start::After(delay),
+        };
         // Whatever we add has a row, by which it is known and sent: `record = false` drops only
         // the result.
         job.is_tracked = true;
@@ -241,7 +239,7 @@ impl Client {
             queue,
             queue_url,
             group: request.group,
-            not_before,
+            start,
             parent_id: None,
             generation: 0,
             unique,
@@ -271,15 +269,7 @@ async fn check_queue(sender: &Sender, new: &NewJob, delay: Duration) -> Result<b
         let limit = queue.max_message_bytes;
         return Err(AddError::TooLarge { size, limit, queue: queue.name });
     }
-    Ok(!delay.is_zero() && !can_wait_in(&queue, delay))
-}
-
-/// Whether a queue keeps a message back so long: 15 minutes at most, none by itself on a FIFO
-/// queue, and not so long that it would be dropped soon after.
-fn can_wait_in(queue: &Queue, delay: Duration) -> bool {
-    !queue.is_fifo
-        && delay <= Duration::from_secs(u64::from(MAX_DELAY_SECS))
-        && delay.saturating_add(RETENTION_MARGIN) <= queue.retention
+    Ok(!queue.can_hold_back(delay))
 }
 
 /// Writes the job's row and its outbox row, then sends it at once, unless it has to wait there.
@@ -298,6 +288,7 @@ async fn enqueue(
         result: None,
     };
     let id = new.job.id.as_str();
+    let due = Instant::now().checked_add(delay).filter(|_| !delay.is_zero());
     let enqueued = match is_sent_by_sweep {
         true => store.enqueue_for_sweep(&new).await?,
         false => store.enqueue(&new).await?,
@@ -318,7 +309,7 @@ async fn enqueue(
         job: new.job.clone(),
         queue: address(&new).to_owned(),
         group: new.group.clone(),
-        delay,
+        due,
         send_number: 1,
         attributes: Attributes::new(),
         body: None,
@@ -349,7 +340,7 @@ mod tests {
 
     use super::*;
     use crate::broker::{
-        Delivery, Depth, EntryResults, NewQueue, OutgoingMessage, Receipt, ReceiveOptions,
+        Delivery, Depth, EntryResults, NewQueue, OutgoingMessage, Queue, Receipt, ReceiveOptions,
     };
     use crate::store::Database;
 

@@ -1,12 +1,48 @@
 //! New jobs: the row and the outbox row, in one transaction.
 
+use std::time::Duration;
+
 use sqlx::Row as _;
 
 use super::unique::UniqueRule;
 use super::{Store, StoreError, Write};
-use crate::clock::Timestamp;
+use crate::broker::MAX_DELAY_SECS;
+use crate::clock::{Timestamp, millis};
 use crate::failpoint;
 use crate::payload::Job;
+
+/// When a new job may run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// At once.
+    Now,
+    /// Not before this instant.
+    At(Timestamp),
+    /// So long after its row was written, by the database's clock. What an attempt adds counts
+    /// from the moment at which its outcome is stored, however long the attempt took.
+    After(Duration),
+}
+
+impl Start {
+    /// The instant before which the job must not run, of a row that is written at `now`.
+    fn not_before(self, now: i64) -> Option<i64> {
+        match self {
+            Self::Now | Self::After(Duration::ZERO) => None,
+            Self::At(instant) => Some(instant.0),
+            Self::After(delay) => Some(now.saturating_add(millis(delay))),
+        }
+    }
+}
+
+/// When a row of the outbox may leave it. What the queue can hold back goes at once, and is
+/// delayed there; the sender looks once more whether this queue can.
+fn leaves_at(queue: &str, not_before: Option<i64>, now: i64) -> i64 {
+    let longest = i64::from(MAX_DELAY_SECS) * 1000;
+    match not_before {
+        Some(due) if queue.ends_with(".fifo") || due.saturating_sub(now) > longest => due,
+        _ => 0,
+    }
+}
 
 /// A job to be added.
 #[derive(Debug, Clone)]
@@ -19,8 +55,8 @@ pub struct NewJob {
     pub queue_url: Option<String>,
     /// Message group: order on a FIFO queue, tenant on a standard one.
     pub group: Option<String>,
-    /// The instant before which it must not run.
-    pub not_before: Option<Timestamp>,
+    /// When it may run.
+    pub start: Start,
     /// The job whose attempt added it.
     pub parent_id: Option<String>,
     /// How many jobs stand between it and one that no job added.
@@ -99,6 +135,8 @@ impl Store {
             }
         }
         let enqueued_at = job.enqueued_at.map_or(now, |time| time.0);
+        let not_before = new.start.not_before(now);
+        let address = new.queue_url.as_ref().unwrap_or(&new.queue);
         let inserted = sqlx::query(self.sql(
             "INSERT INTO {p}jobs (id, name, queue, args, kwargs, fingerprint, message_group, \
              parent_id, generation, not_before, created_at, enqueued_at, updated_at) \
@@ -114,7 +152,7 @@ impl Store {
         .bind(&new.group)
         .bind(&new.parent_id)
         .bind(i64::from(new.generation))
-        .bind(new.not_before.map(|time| time.0))
+        .bind(not_before)
         .bind(now)
         .bind(enqueued_at)
         .bind(now)
@@ -131,12 +169,12 @@ impl Store {
         ))
         .bind(&job.id)
         .bind(&job.name)
-        .bind(new.queue_url.as_ref().unwrap_or(&new.queue))
+        .bind(address)
         .bind(&job.args)
         .bind(&job.kwargs)
         .bind(&new.group)
         .bind(enqueued_at)
-        .bind(new.not_before.map_or(0, |time| time.0))
+        .bind(leaves_at(address, not_before, now))
         .bind(taken_until)
         .fetch_one(&mut *write.tx)
         .await?;
@@ -167,5 +205,29 @@ impl Store {
             true => Enqueued::Existing,
             false => Enqueued::Conflict,
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_delay_counts_from_the_writing_and_an_instant_stands() {
+        assert_eq!(Start::Now.not_before(5), None);
+        assert_eq!(Start::After(Duration::ZERO).not_before(5), None);
+        assert_eq!(Start::After(Duration::from_secs(1)).not_before(5), Some(1005));
+        assert_eq!(Start::At(Timestamp(7)).not_before(5), Some(7));
+        assert_eq!(Start::After(Duration::MAX).not_before(5), Some(i64::MAX));
+    }
+
+    #[test]
+    fn what_the_queue_can_hold_back_leaves_at_once_and_the_rest_when_it_is_due() {
+        let after = |ms: i64| Some(1000 + ms);
+        assert_eq!(leaves_at("q", None, 1000), 0);
+        assert_eq!(leaves_at("q", after(900_000), 1000), 0);
+        assert_eq!(leaves_at("q", after(900_001), 1000), 901_001);
+        assert_eq!(leaves_at("q.fifo", after(1), 1000), 1001, "takes no delay for one message");
+        assert_eq!(leaves_at("https://h/1/q.fifo", after(1), 1000), 1001);
     }
 }

@@ -33,7 +33,7 @@ pub struct LostFilter {
 
 const WHERE: &str = "queue = $1 AND status IN ('PENDING', 'RUNNING', 'RETRY') \
     AND updated_at < {now} - $2 \
-    AND (status <> 'PENDING' OR sent_at < {now} - $2) \
+    AND (status <> 'PENDING' OR (sent_at < {now} - $2 AND coalesce(not_before, 0) < {now} - $2)) \
     AND (status <> 'RETRY' OR retry_at < {now} - $2) \
     AND (status <> 'RUNNING' OR NOT EXISTS (SELECT 1 FROM {p}workers w WHERE w.id = j.worker_id \
          AND w.renewed_at + w.lease_ms > {now} - $2)) \

@@ -2,11 +2,11 @@
 //! job's row, and swept by every worker.
 //!
 //! Rows are taken by state, never by a cursor over ids: a lower id may commit later. A row whose
-//! job is delayed is taken when it is due, by the database's clock: a message that was sent ahead
-//! with a delay would come no earlier, would spend its queue's retention on waiting, and could not
-//! be held back any more.
+//! job is delayed for longer than its queue can hold it back waits here and is taken when it is
+//! due, by the database's clock. One that was just added with a delay of minutes is sent at once,
+//! and its queue is asked to keep it for what is left of the delay (see [`super::enqueue`]).
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::Row as _;
 use sqlx::any::AnyRow;
@@ -35,9 +35,8 @@ pub struct OutboxRow {
     pub queue: String,
     /// Message group.
     pub group: Option<String>,
-    /// How long the queue is to keep the message from its receivers; zero for a row that the
-    /// sweep took, since that is due.
-    pub delay: Duration,
+    /// Until when the queue is to keep the message from its receivers.
+    pub due: Option<Instant>,
     /// How often the job has been sent, this time included. Part of the deduplication id on a
     /// FIFO queue: a repeated send of this row keeps it, a new send changes it.
     pub send_number: i64,
@@ -51,8 +50,12 @@ pub struct OutboxRow {
     pub tries: i64,
 }
 
+/// `wait_ms` is what is left of the job's delay, by the database's clock. A copy for a dead-letter
+/// queue has none, nor has what goes back exactly as it was.
 const COLUMNS: &str = "id, job_id, job_name, queue, args, kwargs, message_group, enqueued_at, \
-    send_number, attributes, body, aside, exact_body, tries";
+    send_number, attributes, body, aside, exact_body, tries, \
+    CASE WHEN body IS NULL AND exact_body IS NULL THEN coalesce((SELECT j.not_before \
+    FROM {p}jobs j WHERE j.id = job_id), 0) ELSE 0 END - {now} AS wait_ms";
 
 /// Whether something of the same message group of a FIFO queue must be sent before the row `o`:
 /// an earlier row that is due, or one that stands before it in the group.
@@ -64,7 +67,19 @@ const IS_BLOCKED: &str = "o.queue LIKE '%.fifo' AND EXISTS (SELECT 1 FROM {p}out
     AND (e.group_position < o.group_position OR (o.group_position IS NULL \
     AND e.group_position IS NULL AND e.id < o.id AND e.not_before <= {now})))";
 
+/// The instant that lies so many milliseconds ahead; none when it does not.
+fn due_in(ms: i64) -> Option<Instant> {
+    let wait = Duration::from_millis(u64::try_from(ms).unwrap_or(0));
+    if wait.is_zero() { None } else { Instant::now().checked_add(wait) }
+}
+
 impl OutboxRow {
+    /// What is left of the job's delay.
+    #[must_use]
+    pub fn delay(&self) -> Duration {
+        self.due.map_or(Duration::ZERO, |due| due.saturating_duration_since(Instant::now()))
+    }
+
     fn read(row: &AnyRow) -> Result<Self, sqlx::Error> {
         Ok(Self {
             id: row.try_get("id")?,
@@ -79,7 +94,7 @@ impl OutboxRow {
             },
             queue: row.try_get("queue")?,
             group: row.try_get("message_group")?,
-            delay: Duration::ZERO,
+            due: due_in(row.try_get("wait_ms")?),
             send_number: row.try_get("send_number")?,
             // A row that somebody edited to nonsense is sent without.
             attributes: serde_json::from_str(row.try_get("attributes")?).unwrap_or_default(),
@@ -189,6 +204,21 @@ impl Store {
         .bind(wait_ms)
         .bind(id);
         self.within("note what was not sent", query.execute(&self.inner.pool)).await.map(|_| ())
+    }
+
+    /// Leaves a row that was to be sent ahead, to a queue that can't hold it back, until its job
+    /// is due.
+    ///
+    /// # Errors
+    /// The database failed; the row is tried again.
+    pub async fn outbox_waits(&self, id: i64) -> Result<(), StoreError> {
+        let query = sqlx::query(self.sql(
+            "UPDATE {p}outbox SET taken_until = 0, tries = 0, not_before = coalesce((SELECT \
+             j.not_before FROM {p}jobs j WHERE j.id = job_id), not_before) WHERE id = $1",
+        ))
+        .bind(id);
+        let action = "leave a row of the outbox until it is due";
+        self.within(action, query.execute(&self.inner.pool)).await.map(|_| ())
     }
 
     /// Sets a row aside that can never be sent: its job fails, and the dead list keeps it. A job

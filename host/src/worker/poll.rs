@@ -68,16 +68,11 @@ pub(super) async fn poll(shared: Arc<Shared>, polled: Arc<Polled>) {
     loop {
         if shared.pauses.is_paused(&queue.name) {
             info!(queue = %queue.name, "queue `{}` is paused: nothing is received from it", queue.name);
-            let last = async {
-                while let Some(polling) = polls.next().await {
-                    turn_back(&shared, &polled, polling);
-                }
-            };
-            let patience = match shared.broker.can_drop_receives() {
-                true => LAST_RECEIVE,
-                false => LONGEST_RECEIVE,
-            };
-            let _ = tokio::time::timeout(patience, last).await;
+            tokio::select! {
+                biased;
+                () = shared.stopping.cancelled() => break,
+                () = end_polls(&shared, &polled, &mut polls, LONGEST_RECEIVE) => {}
+            }
             polls = FuturesUnordered::new();
             tokio::select! {
                 biased;
@@ -123,19 +118,28 @@ pub(super) async fn poll(shared: Arc<Shared>, polled: Arc<Polled>) {
             }
         }
     }
-    // What a receive under way still brings is given back at once: it has not started.
+    end_polls(&shared, &polled, &mut polls, shared.config.grace.min(LONGEST_RECEIVE)).await;
+}
+
+/// Has the receives that are under way end. What they still bring is given back at once, each
+/// group in its order, since it has not started; where a pause has ended by then, it runs.
+///
+/// Cut off, what a receive may have brought becomes visible when its lease ends; and a service
+/// may go on to hand messages to a caller that is gone. So it is left to end by itself, for
+/// `most` at the longest.
+async fn end_polls(
+    shared: &Arc<Shared>,
+    polled: &Arc<Polled>,
+    polls: &mut FuturesUnordered<impl Future<Output = Polling>>,
+    most: Duration,
+) {
+    let patience = if shared.broker.can_drop_receives() { LAST_RECEIVE } else { most };
     let last = async {
         while let Some(Polling { kept, received, .. }) = polls.next().await {
             if let Ok(deliveries) = received {
-                dispatch(&shared, &polled, deliveries, kept);
+                dispatch(shared, polled, deliveries, kept);
             }
         }
-    };
-    // Cut off, what it may have received becomes visible when its lease ends; and a service may
-    // go on to hand messages to a caller that is gone. So a receive is left to end by itself.
-    let patience = match shared.broker.can_drop_receives() {
-        true => LAST_RECEIVE,
-        false => shared.config.grace.min(LONGEST_RECEIVE),
     };
     let _ = tokio::time::timeout(patience, last).await;
 }
@@ -145,21 +149,6 @@ async fn sleep_until(instant: Option<tokio::time::Instant>) {
     match instant {
         Some(instant) => tokio::time::sleep_until(instant).await,
         None => std::future::pending().await,
-    }
-}
-
-/// Gives back at once what a receive has brought.
-fn turn_back(shared: &Arc<Shared>, polled: &Arc<Polled>, polling: Polling) {
-    let Polling { kept, received, .. } = polling;
-    drop(kept);
-    for delivery in received.unwrap_or_default() {
-        let (shared, polled) = (shared.clone(), polled.clone());
-        let tracker = shared.attempts.clone();
-        tracker.spawn(async move {
-            let lease = shared.leases.hold(&polled.queue, &delivery);
-            let (worker, polled) = (&*shared, &*polled);
-            Message { worker, polled, delivery, must_leave: false }.turn_back(lease).await;
-        });
     }
 }
 
@@ -302,7 +291,8 @@ async fn run_group(shared: &Shared, polled: &Polled, group: Vec<Delivery>, slot:
         }
     }
     while let Some((delivery, lease)) = waiting.pop() {
-        let message = Message { worker: shared, polled, delivery, must_leave: false };
+        let must_leave = waiting.iter().any(|(other, _)| polled.is_last_receipt(other));
+        let message = Message { worker: shared, polled, delivery, must_leave };
         message.turn_back(lease).await;
     }
 }

@@ -283,8 +283,11 @@ impl Model {
     /// Makes those due that are delayed by an hour.
     fn pass_an_hour(&self) {
         let now = Clock::system().now().0;
-        let due = "UPDATE {outbox} SET not_before = 0 WHERE not_before >";
-        self.setup.execute(&self.setup.named(&format!("{due} {}", now + 1_800_000)));
+        // The jobs first: a sender that takes an outbox row looks at its job.
+        for table in ["{jobs}", "{outbox}"] {
+            let due = format!("UPDATE {table} SET not_before = 0 WHERE not_before >");
+            self.setup.execute(&self.setup.named(&format!("{due} {}", now + 1_800_000)));
+        }
     }
 
     fn end(&mut self, slot: usize, how: impl Fn(&mut WorkerProcess)) {

@@ -9,7 +9,7 @@ use crate::json;
 use crate::payload::{Job, MAX_ID_BYTES, MAX_NAME_BYTES, check_group, check_text};
 use crate::sandbox::bindings::sqjobs::job::add_job::{Error, Host, Request};
 use crate::sandbox::context::AttemptContext;
-use crate::store::enqueue::{Enqueued, NewJob};
+use crate::store::enqueue::{Enqueued, NewJob, Start};
 use crate::store::unique::UniqueRule;
 
 impl Host for AttemptContext {
@@ -128,6 +128,11 @@ impl AttemptContext {
         debug_assert!(parent.len() <= MAX_ID_BYTES);
         let id = Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{parent}#{ordinal}").as_bytes());
         let now = crate::clock::Clock::system().now();
+        let (queue, queue_url) = match queue.rsplit_once('/') {
+            _ if queue == self.label.queue => (queue, Some(self.label.address.clone())),
+            Some((_, name)) if queue.contains("://") => (name.to_owned(), Some(queue.clone())),
+            _ => (queue, None),
+        };
         Ok(NewJob {
             job: Job {
                 id: id.to_string(),
@@ -139,9 +144,9 @@ impl AttemptContext {
                 is_revived: false,
             },
             queue,
-            queue_url: Some(self.label.address.clone()).filter(|url| url.contains("://")),
+            queue_url: queue_url.filter(|url| url.contains("://")),
             group: request.group,
-            not_before: delay.filter(|delay| !delay.is_zero()).map(|delay| now.after(delay)),
+            start: delay.map_or(Start::Now, Start::After),
             parent_id: Some(parent.clone()),
             generation,
             unique,
