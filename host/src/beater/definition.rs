@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::schedule::Schedule;
+use crate::broker::check_queue;
 use crate::clock::{Timestamp, millis};
 use crate::json;
 use crate::payload::{self, MAX_NAME_BYTES, check_text};
@@ -142,7 +143,7 @@ impl Definition {
         let job = self.job.clone().ok_or("it names no job")?;
         check_text("job", &job, MAX_NAME_BYTES).map_err(|error| error.to_string())?;
         if let Some(queue) = &self.queue {
-            check_text("queue", queue, 512).map_err(|error| error.to_string())?;
+            check_queue(queue).map_err(|error| error.to_string())?;
         }
         let args = self.args.clone().unwrap_or_else(|| "[]".into());
         let kwargs = self.kwargs.clone().unwrap_or_else(|| "{}".into());
@@ -313,6 +314,7 @@ mod tests {
         assert!(wrong(&|d| d.timezone = None).contains("time zone"));
         assert!(wrong(&|d| d.every_ms = Some(1)).contains("or an interval"));
         assert!(wrong(&|d| d.job = None).contains("job"));
+        assert!(wrong(&|d| d.queue = Some("no queue".into())).contains("queue"));
         assert!(wrong(&|d| d.args = Some("{}".into())).contains("array"));
         assert!(wrong(&|d| d.kwargs = Some("{".into())).contains("object"));
         assert!(wrong(&|d| d.jitter_ms = Some(-1)).contains("jitter"));

@@ -159,6 +159,7 @@ impl Beater {
         }
         *is_off = off.abs() > bound;
         self.store.renew_beater(&self.row).await?;
+        self.store.set_unreadable_aside().await?;
         self.store.prune_ticks(KEEP_TICKS_DAYS).await?;
         Ok(())
     }

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use super::definition::{CatchUp, Overlap, Settings};
+use super::schedule::Run;
 use crate::clock::{Timestamp, millis};
 
 /// Most ticks of one entry that are queued at once.
@@ -165,14 +166,6 @@ fn push(ticks: &mut Vec<Tick>, tick: Tick) {
     }
 }
 
-/// Ticks one after the other.
-#[derive(Clone, Copy)]
-struct Run {
-    first: Timestamp,
-    last: Timestamp,
-    count: i64,
-}
-
 /// The ticks from `from` on, the entry's own next fire time among them whatever its schedule says
 /// of it: zone rules may have changed since it was set.
 fn ticks_from(
@@ -184,24 +177,18 @@ fn ticks_from(
     first.into_iter().chain(settings.schedule.ticks_after(Timestamp(fire.0.max(from - 1))))
 }
 
-/// The ticks from `from` to before `before`, counted.
+/// The ticks from `from` to before `before`, counted, not walked: there may be millions.
 fn count(settings: &Settings, fire: Timestamp, from: i64, before: i64) -> Run {
-    let mut ticks = ticks_from(settings, fire, from);
-    let none = Run { first: Timestamp(from), last: Timestamp(from), count: 0 };
-    let Some(first) = ticks.next().filter(|tick| tick.0 < before) else { return none };
-    if let Some(interval) = settings.schedule.interval() {
-        // Counted, not walked: there may be millions.
-        let interval = millis(interval);
-        let last = (before - 1).div_euclid(interval) * interval;
-        let more = (last.div_euclid(interval) - first.0.div_euclid(interval)).max(0);
-        return Run { first, last: Timestamp(last.max(first.0)), count: more + 1 };
+    let after = Timestamp(fire.0.max(from.saturating_sub(1)));
+    let others = settings.schedule.run(after, Timestamp(before));
+    if fire.0 < from || fire.0 >= before {
+        let none = Run { first: Timestamp(from), last: Timestamp(from), count: 0 };
+        return others.unwrap_or(none);
     }
-    let mut run = Run { first, last: first, count: 1 };
-    for tick in ticks.take_while(|tick| tick.0 < before) {
-        run.last = tick;
-        run.count += 1;
+    match others {
+        Some(others) => Run { first: fire, count: others.count + 1, ..others },
+        None => Run { first: fire, last: fire, count: 1 },
     }
-    run
 }
 
 #[cfg(test)]

@@ -130,6 +130,25 @@ impl Schedule {
         }
     }
 
+    /// The ticks strictly after `after` and before `before`, counted: `None` when there is none.
+    /// A year of minutes takes about as long as a few hundred ticks.
+    #[must_use]
+    pub fn run(&self, after: Timestamp, before: Timestamp) -> Option<Run> {
+        let first = self.next_after(after).filter(|tick| *tick < before)?;
+        match self.kind {
+            Kind::Every(ms) => {
+                let last = (before.0 - 1).min(END_MINUTE * 60_000 - 1).div_euclid(ms) * ms;
+                Some(Run { first, last: Timestamp(last), count: (last - first.0) / ms + 1 })
+            }
+            Kind::Crontab(crontab, zone) => {
+                let begin = first.0.div_euclid(60_000);
+                let end = (before.0 - 1).div_euclid(60_000).min(END_MINUTE - 1) + 1;
+                let Tally { last, count } = Tally::of(&crontab, zone, begin, end);
+                Some(Run { first, last: Timestamp(last * 60_000), count })
+            }
+        }
+    }
+
     /// What becomes of the schedule at each change of its zone's clock from `from` until `until`,
     /// in a sentence each. Only what may surprise: a job of every hour goes on every hour.
     #[must_use]
@@ -154,6 +173,17 @@ impl fmt::Display for Schedule {
             Kind::Every(_) => f.write_str(&self.expression),
         }
     }
+}
+
+/// Ticks one after the other, counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// The first.
+    pub first: Timestamp,
+    /// The last; the same when it is one.
+    pub last: Timestamp,
+    /// How many.
+    pub count: i64,
 }
 
 /// The ticks of a schedule, one after the other.
@@ -191,6 +221,50 @@ impl Iterator for Ticks {
             self.found = ticks_within(&crontab, zone, self.begin, end).into_iter();
             self.begin = end;
             self.piece = (self.piece * 4).min(DAY);
+        }
+    }
+}
+
+/// Ticks that are counted: the last one, and how many there were.
+struct Tally {
+    last: i64,
+    count: i64,
+}
+
+impl Tally {
+    /// The ticks from `begin`, which is one, to before `end`. A walk goes along the ends of each
+    /// stretch; the local days between are not near a change of the clock, and each of them that
+    /// matches has equally many ticks.
+    fn of(crontab: &Crontab, zone: Zone, begin: i64, end: i64) -> Self {
+        let mut tally = Self { last: begin, count: 0 };
+        let of_a_day = i64::from(crontab.minutes.count_ones() * crontab.hours.count_ones());
+        let highest = |set: u64| i64::from(set.checked_ilog2().unwrap_or(0));
+        let last_of_a_day = highest(crontab.hours) * 60 + highest(crontab.minutes);
+        for stretch in zone.stretches(begin, end) {
+            let day = |minute: i64| (minute + stretch.offset).div_euclid(DAY);
+            // No gap and no repeated time is longer than a day.
+            let days = day(stretch.begin) + 2..day(stretch.end) - 1;
+            if days.is_empty() {
+                tally.walk(crontab, zone, stretch.begin, stretch.end);
+                continue;
+            }
+            let at = |day: i64| day * DAY - stretch.offset;
+            tally.walk(crontab, zone, stretch.begin, at(days.start));
+            for day in days.clone().filter(|day| matches_day(crontab, *day)) {
+                tally.last = at(day) + last_of_a_day;
+                tally.count += of_a_day;
+            }
+            tally.walk(crontab, zone, at(days.end), stretch.end);
+        }
+        tally
+    }
+
+    fn walk(&mut self, crontab: &Crontab, zone: Zone, mut begin: i64, end: i64) {
+        while begin < end {
+            let ticks = ticks_within(crontab, zone, begin, (begin + DAY).min(end));
+            self.last = ticks.last().copied().unwrap_or(self.last);
+            self.count += ticks.len() as i64;
+            begin += DAY;
         }
     }
 }

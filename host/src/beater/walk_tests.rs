@@ -259,6 +259,37 @@ fn a_second_implementation_finds_the_same_ticks() {
 }
 
 #[test]
+fn ticks_are_counted_as_they_are_walked() {
+    let mut random = fastrand::Rng::with_seed(17);
+    let (begin, end) = (minute("2010-06-01T00:00:00Z"), minute("2012-12-01T00:00:00Z"));
+    // Samoa has left a day out; Troll moves by two hours, Lord Howe by half of one.
+    for zone in
+        ["Europe/Madrid", "Pacific/Apia", "Antarctica/Troll", "Australia/Lord_Howe", "Asia/Gaza"]
+    {
+        for expression in AT_CHANGES.into_iter().chain(["0 0 13 * 5", "* * * * *", "0 0 29 2 *"]) {
+            let schedule = Schedule::crontab(expression, zone).unwrap();
+            let all = minutes(&schedule, begin, end);
+            for _ in 0..20 {
+                let mut at = || random.i64(begin * 60_000..end * 60_000);
+                let (one, other) = (at(), at());
+                let (after, before) = (one.min(other), one.max(other));
+                let within = all.iter().map(|minute| minute * 60_000);
+                let ticks: Vec<i64> = within.filter(|t| (after + 1..before).contains(t)).collect();
+                let run = schedule.run(Timestamp(after), Timestamp(before));
+                let told = run.map(|run| (run.first.0, run.last.0, run.count));
+                let walked =
+                    ticks.first().map(|first| (*first, ticks[ticks.len() - 1], ticks.len() as i64));
+                assert_eq!(told, walked, "{expression} in {zone} from {after} to {before}");
+            }
+        }
+    }
+    let every = Schedule::every(std::time::Duration::from_secs(7)).unwrap();
+    let run = |after, before| every.run(Timestamp(after), Timestamp(before)).map(|run| run.count);
+    assert_eq!((run(0, 7_000), run(0, 7_001), run(-1, 14_000)), (None, Some(1), Some(2)));
+    assert_eq!(run(5, i64::MIN), None);
+}
+
+#[test]
 fn an_interval_is_counted_from_1970() {
     let schedule = Schedule::every(std::time::Duration::from_secs(600)).unwrap();
     let ticks: Vec<i64> = schedule.ticks_after(Timestamp(1_199_999)).take(3).map(|t| t.0).collect();

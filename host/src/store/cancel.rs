@@ -138,7 +138,7 @@ impl Store {
     }
 
     /// Cancels those of these jobs that are not done.
-    async fn cancel_ids(
+    pub(super) async fn cancel_ids(
         &self,
         write: &mut Write,
         ids: &[String],

@@ -195,10 +195,6 @@ pub(super) async fn edit(
     if let Some(job) = &arguments.job {
         check_job(&store, job, change.queue.is_some() || before.queue.is_some()).await?;
     }
-    if arguments.reset && before.source == "command" {
-        // What would stand is asked for by the database; an entry of commands alone has nothing.
-        eprintln!("note: what commands have said of `{}` is taken back", printable(name));
-    }
     let change = (!arguments.reset).then_some(&change);
     store.edit_periodic(name, change).await.map_err(rejected)?;
     tell_next(&store, name).await

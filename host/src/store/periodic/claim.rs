@@ -11,17 +11,18 @@ use std::time::Duration;
 
 use sqlx::Row as _;
 
+use super::jobs::PeriodicJob;
 use super::{COLUMNS, Entry, NOT_ASKED, TABLES};
 use crate::beater::definition::{Overlap, job_id};
 use crate::beater::plan::{Plan, Tick, plan};
 use crate::clock::{Timestamp, millis};
 use crate::failpoint;
-use crate::payload::Job;
 use crate::store::{Dialect, Store, StoreError, Write, placeholders};
 
 /// Most rows of one statement: 13 values each stay below SQLite's limit of 32,766.
-const MAX_ROWS: usize = 500;
-/// Before 2000 no entry was made: such a fire time was written by hand.
+pub(super) const MAX_ROWS: usize = 500;
+/// Before 2000 no entry was made: such a fire time was written by hand, as is one that is later
+/// than the instant at which it is due.
 const EARLIEST: i64 = 946_684_800_000;
 
 const NO_QUEUE: &str = "no queue: neither the entry nor a deployed job names one";
@@ -87,7 +88,7 @@ impl Store {
             query = query.bind(queue);
         }
         let rows = query.fetch_all(&mut *write.tx).await?;
-        let entries = rows.iter().map(Entry::read).collect::<Result<Vec<_>, _>>()?;
+        let entries: Vec<Entry> = rows.iter().map(Entry::read).collect();
         let mut claimed = Claimed { entries: entries.len(), ..Claimed::default() };
         let is_any = !entries.is_empty();
         let is_full = entries.len() >= beat.limit as usize;
@@ -118,13 +119,34 @@ impl Store {
         let statement = format!(
             "SELECT CAST(min(p.due_at) AS bigint) FROM {{p}}periodic p \
              LEFT JOIN {{p}}deployed_jobs d ON d.name = p.job WHERE p.enabled = 1 \
-             AND p.aside IS NULL AND p.due_at > $1 {queues}"
+             AND p.aside IS NULL AND p.due_at > $1 AND p.due_at <= {MAX_NUMBER} {queues}",
+            MAX_NUMBER = i64::MAX
         );
         let mut query = sqlx::query_scalar::<_, Option<i64>>(self.sql(&statement)).bind(now);
         for queue in &beat.queues {
             query = query.bind(queue);
         }
         query.fetch_one(&mut *write.tx).await
+    }
+
+    /// Sets entries aside whose due time somebody has written so that it never comes: SQLite keeps
+    /// text there, and takes it to be more than any number.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn set_unreadable_aside(&self) -> Result<(), StoreError> {
+        if self.dialect() == Dialect::Postgres {
+            return Ok(());
+        }
+        let statement = format!(
+            "UPDATE {{p}}periodic SET updated_at = {{now}}, \
+             aside = 'its `due_at` in the database is not a whole number' \
+             WHERE enabled = 1 AND aside IS NULL AND due_at > {}",
+            i64::MAX
+        );
+        let query = sqlx::query(self.sql(&statement));
+        let done = query.execute(&self.inner.pool);
+        self.within("set unreadable entries aside", done).await.map(|_| ())
     }
 
     /// Begins a transaction that the server ends by itself when we fall silent.
@@ -152,13 +174,7 @@ impl Store {
             match decide(entry, now) {
                 Ok(entry) => decided.push(entry),
                 Err((name, reason)) => {
-                    sqlx::query(self.sql(
-                        "UPDATE {p}periodic SET aside = $1, updated_at = {now} WHERE name = $2",
-                    ))
-                    .bind(crate::text::without_nul(reason.clone()))
-                    .bind(&name)
-                    .execute(&mut *write.tx)
-                    .await?;
+                    self.set_entry_aside(write, &name, &reason).await?;
                     claimed.aside.push((name, reason));
                 }
             }
@@ -171,7 +187,9 @@ impl Store {
             failpoint::reach("ticks-moved", "");
         }
         decided.retain(|decided| owned.contains(&decided.entry.name));
-        self.cancel_replaced(write, &decided).await?;
+        let replaced = decided.iter().filter(|decided| decided.plan.replaces);
+        let replaced = replaced.filter_map(|decided| decided.entry.last_job_id.clone()).collect();
+        self.cancel_replaced(write, replaced).await?;
         let mut rows = Vec::new();
         for decided in &decided {
             rows.extend(decided.plan.ticks.iter().map(|tick| (decided, tick)));
@@ -187,6 +205,27 @@ impl Store {
         claimed.skipped +=
             skipped.filter(|tick| tick.skipped.is_some()).map(|tick| tick.count).sum::<i64>();
         Ok(())
+    }
+
+    async fn set_entry_aside(
+        &self,
+        write: &mut Write,
+        name: &str,
+        reason: &str,
+    ) -> Result<(), sqlx::Error> {
+        // On SQLite even the name may be no text; such a row can only be found so.
+        let is_it = match self.dialect() {
+            Dialect::Sqlite if name.is_empty() => "(name = $2 OR typeof(name) <> 'text')",
+            _ => "name = $2",
+        };
+        let update =
+            format!("UPDATE {{p}}periodic SET aside = $1, updated_at = {{now}} WHERE {is_it}");
+        sqlx::query(self.sql(&update))
+            .bind(crate::text::without_nul(reason.to_owned()))
+            .bind(name)
+            .execute(&mut *write.tx)
+            .await
+            .map(|_| ())
     }
 
     /// Moves the entries' next fire times; tells the names of those that were ours to move.
@@ -265,101 +304,6 @@ impl Store {
             .collect();
         self.insert_periodic_jobs(write, &jobs, now).await
     }
-
-    pub(super) async fn insert_periodic_jobs(
-        &self,
-        write: &mut Write,
-        jobs: &[PeriodicJob],
-        now: i64,
-    ) -> Result<usize, sqlx::Error> {
-        let insert = format!(
-            "INSERT INTO {{p}}jobs (id, name, queue, args, kwargs, fingerprint, schedule, \
-             fire_time, created_at, enqueued_at, updated_at) VALUES {} \
-             ON CONFLICT (id) DO NOTHING RETURNING id",
-            placeholders(jobs.len(), 11)
-        );
-        let mut query = sqlx::query(self.sql(&insert));
-        for PeriodicJob { job, queue, entry, fire_time } in jobs {
-            query = query
-                .bind(&job.id)
-                .bind(&job.name)
-                .bind(queue.rsplit('/').next().unwrap_or(queue))
-                .bind(&job.args)
-                .bind(&job.kwargs)
-                .bind(job.fingerprint())
-                .bind(entry)
-                .bind(fire_time.0)
-                .bind(now)
-                .bind(now)
-                .bind(now);
-        }
-        let inserted = query.fetch_all(&mut *write.tx).await?;
-        let new: HashSet<String> =
-            inserted.iter().map(|row| row.try_get("id")).collect::<Result<_, _>>()?;
-        let jobs: Vec<_> = jobs.iter().filter(|job| new.contains(&job.job.id)).collect();
-        if jobs.is_empty() {
-            return Ok(0);
-        }
-        let insert = format!(
-            "INSERT INTO {{p}}outbox (job_id, job_name, queue, args, kwargs, enqueued_at) VALUES {}",
-            placeholders(jobs.len(), 6)
-        );
-        let mut query = sqlx::query(self.sql(&insert));
-        for PeriodicJob { job, queue, .. } in &jobs {
-            query = query
-                .bind(&job.id)
-                .bind(&job.name)
-                .bind(queue)
-                .bind(&job.args)
-                .bind(&job.kwargs)
-                .bind(now);
-        }
-        query.execute(&mut *write.tx).await?;
-        Ok(jobs.len())
-    }
-
-    /// Cancels the jobs before, where the entry says so. A waiting one never runs.
-    async fn cancel_replaced(
-        &self,
-        write: &mut Write,
-        decided: &[Decided],
-    ) -> Result<(), sqlx::Error> {
-        let mut ids: Vec<&String> = decided
-            .iter()
-            .filter(|decided| decided.plan.replaces)
-            .filter_map(|decided| decided.entry.last_job_id.as_ref())
-            .collect();
-        ids.sort();
-        for chunk in ids.chunks(MAX_ROWS) {
-            let list = placeholders(1, chunk.len());
-            for statement in [
-                // In the order of their ids, as all locks of jobs are taken.
-                format!("SELECT id FROM {{p}}jobs WHERE id IN {list} ORDER BY id {{for_update}}"),
-                format!(
-                    "UPDATE {{p}}jobs SET status = 'CANCELLED', finished_at = {{now}}, \
-                     updated_at = {{now}}, retry_at = NULL, \
-                     error = 'replaced by a later tick of its schedule' \
-                     WHERE status IN ('PENDING', 'RETRY') AND id IN {list}"
-                ),
-                format!(
-                    "DELETE FROM {{p}}outbox WHERE body IS NULL AND job_id IN (SELECT id FROM \
-                     {{p}}jobs WHERE status = 'CANCELLED' AND id IN {list})"
-                ),
-                // Its worker stops it, as it does one that an operator cancels.
-                format!(
-                    "UPDATE {{p}}jobs SET cancel_requested = 1 \
-                     WHERE status = 'RUNNING' AND id IN {list}"
-                ),
-            ] {
-                let mut query = sqlx::query(self.sql(&statement));
-                for id in chunk {
-                    query = query.bind(*id);
-                }
-                query.execute(&mut *write.tx).await?;
-            }
-        }
-        Ok(())
-    }
 }
 
 /// The condition that leaves the entries of the beater's queues; its parameters begin at `first`.
@@ -369,36 +313,6 @@ fn of_queues(beat: &Beat, first: usize) -> String {
     }
     let numbers: Vec<String> = (0..beat.queues.len()).map(|n| format!("${}", n + first)).collect();
     format!("AND coalesce(p.queue, d.queue) IN ({})", numbers.join(", "))
-}
-
-/// A job of a tick.
-pub(super) struct PeriodicJob {
-    pub(super) job: Job,
-    /// Name or URL.
-    pub(super) queue: String,
-    pub(super) entry: String,
-    pub(super) fire_time: Timestamp,
-}
-
-impl PeriodicJob {
-    fn new(entry: &Entry, fire_time: Timestamp, now: i64) -> Self {
-        Self::with_id(job_id(&entry.name, fire_time), entry, fire_time, now)
-    }
-
-    pub(super) fn with_id(id: String, entry: &Entry, fire_time: Timestamp, now: i64) -> Self {
-        let definition = &entry.definition;
-        let job = Job {
-            id,
-            name: definition.job.clone().unwrap_or_default(),
-            args: definition.args.clone().unwrap_or_else(|| "[]".into()),
-            kwargs: definition.kwargs.clone().unwrap_or_else(|| "{}".into()),
-            enqueued_at: Some(Timestamp(now)),
-            is_tracked: true,
-            is_revived: false,
-        };
-        let queue = entry.queue.clone().unwrap_or_default();
-        Self { job, queue, entry: entry.name.clone(), fire_time }
-    }
 }
 
 /// What becomes of an entry that is due; else its name and why it is set aside.
@@ -411,6 +325,10 @@ fn decide(entry: Entry, now: i64) -> Result<Decided, (String, String)> {
         let reason = "its next fire time is before the year 2000; edit the entry to mend it";
         return Err((entry.name, reason.into()));
     };
+    if fire.0 > now {
+        let reason = "it was due before its next fire time; edit the entry to mend it";
+        return Err((entry.name, reason.into()));
+    }
     let offset = settings.offset(&entry.name);
     let is_open = matches!(entry.last_status.as_deref(), Some("PENDING" | "RUNNING" | "RETRY"));
     let mut plan = plan(&settings, fire, offset, Timestamp(now), is_open);

@@ -5,8 +5,8 @@
 //! file, that over a module.
 
 use sqlx::Row as _;
+use sqlx::any::AnyRow;
 
-use super::claim::PeriodicJob;
 use super::{COLUMNS, Claimed, Entry, NOT_ASKED, TABLES};
 use crate::beater::definition::{Definition, Settings};
 use crate::clock::{Timestamp, millis};
@@ -91,6 +91,11 @@ pub enum DefineError {
         /// A module, or a configuration file.
         by: String,
     },
+    /// Nothing but commands defines it, so they can't be taken back.
+    #[error(
+        "the periodic entry `{0}` is defined by commands alone; `periodic remove {0}` removes it"
+    )]
+    OnlyCommands(String),
     /// It has no queue.
     #[error(
         "the periodic entry `{0}` has no queue, and no deployed job describes one; name it by `periodic edit {0} --queue QUEUE`"
@@ -102,7 +107,7 @@ pub enum DefineError {
 }
 
 /// A failure within a transaction: what is wrong, or the database.
-enum Fault {
+pub(super) enum Fault {
     Define(DefineError),
     Database(sqlx::Error),
 }
@@ -193,7 +198,7 @@ impl Store {
     /// takes all that commands have said back.
     ///
     /// # Errors
-    /// There is no such entry, what would stand is nonsense, or the database failed.
+    /// There is no such entry, nothing else defines it, what would stand is nonsense, or the database failed.
     pub async fn edit_periodic(
         &self,
         name: &str,
@@ -227,6 +232,9 @@ impl Store {
                 .bind(now)
                 .execute(&mut *write.tx)
                 .await?;
+            }
+            if change.is_none() && self.standing(&mut write, name).await?.is_empty() {
+                return Err(DefineError::OnlyCommands(name.into()).into());
             }
             self.stand(&mut write, name, now).await?;
             write.tx.commit().await?;
@@ -263,117 +271,11 @@ impl Store {
         .await
     }
 
-    /// Lets an entry fire, from now on, or no more.
-    ///
-    /// # Errors
-    /// There is no such entry, it can't fire, or the database failed.
-    pub async fn enable_periodic(&self, name: &str, is_enabled: bool) -> Result<(), DefineError> {
-        self.settled("enable or disable a periodic entry", async {
-            let mut write = self.begin_claim().await?;
-            let now = self.time(&mut write).await?;
-            let Some(entry) = self.locked_entry(&mut write, name).await? else {
-                return Err(DefineError::Unknown(name.into()).into());
-            };
-            if is_enabled == entry.is_enabled {
-                return Ok(());
-            }
-            let settings = checked(name, &entry.definition)?;
-            let next = settings.first_after(Timestamp(now), entry.last_fire_at);
-            // Disabled, it keeps its next fire time for those who look.
-            let next = if is_enabled { next } else { entry.next_fire_at };
-            let offset = millis(settings.offset(name));
-            sqlx::query(self.sql(
-                "UPDATE {p}periodic SET enabled = $1, next_fire_at = $2, due_at = $3, \
-                 aside = NULL, updated_at = {now} WHERE name = $4",
-            ))
-            .bind(i64::from(is_enabled))
-            .bind(next.map(|next| next.0))
-            .bind(next.map(|next| next.0.saturating_add(offset)))
-            .bind(name)
-            .execute(&mut *write.tx)
-            .await?;
-            write.tx.commit().await?;
-            Ok(())
-        })
-        .await
-    }
-
-    /// Removes an entry that nothing would bring back. Its history stays. `is_held` tells whether
-    /// a live worker's module holds its job, `is_in_file` whether the configuration file has it.
-    ///
-    /// # Errors
-    /// There is no such entry, something else defines it, or the database failed.
-    pub async fn remove_periodic(
-        &self,
-        name: &str,
-        is_held: bool,
-        is_in_file: bool,
-    ) -> Result<(), DefineError> {
-        self.settled("remove a periodic entry", async {
-            let mut write = self.begin_claim().await?;
-            if self.locked_entry(&mut write, name).await?.is_none() {
-                return Err(DefineError::Unknown(name.into()).into());
-            }
-            let standing = self.standing(&mut write, name).await?;
-            let held = standing.iter().find_map(|(source, ..)| match source {
-                Source::Module if is_held => Some("the module of its job"),
-                Source::Config if is_in_file => Some("the configuration file"),
-                _ => None,
-            });
-            if let Some(by) = held {
-                return Err(DefineError::Held { name: name.into(), by: by.into() }.into());
-            }
-            for statement in [
-                "DELETE FROM {p}periodic_definitions WHERE name = $1",
-                "DELETE FROM {p}periodic WHERE name = $1",
-            ] {
-                sqlx::query(self.sql(statement)).bind(name).execute(&mut *write.tx).await?;
-            }
-            write.tx.commit().await?;
-            Ok(())
-        })
-        .await
-    }
-
-    /// Queues the job of an entry now, beside its schedule; tells the job's id.
-    ///
-    /// # Errors
-    /// There is no such entry, it has no queue or is nonsense, or the database failed.
-    pub async fn run_periodic_now(&self, name: &str) -> Result<String, DefineError> {
-        self.settled("queue the job of a periodic entry", async {
-            let mut write = self.begin_claim().await?;
-            let now = self.time(&mut write).await?;
-            let Some(entry) = self.locked_entry(&mut write, name).await? else {
-                return Err(DefineError::Unknown(name.into()).into());
-            };
-            checked(name, &entry.definition)?;
-            if entry.queue.is_none() {
-                return Err(DefineError::NoQueue(name.into()).into());
-            }
-            let id = uuid::Uuid::new_v4().to_string();
-            let job = PeriodicJob::with_id(id.clone(), &entry, Timestamp(now), now);
-            self.insert_periodic_jobs(&mut write, &[job], now).await?;
-            sqlx::query(self.sql(
-                "INSERT INTO {p}periodic_ticks (schedule, fire_time, outcome, reason, job_id, \
-                 last_time, claimed_at, late_ms, beater) \
-                 VALUES ($1, $2, 'queued', 'by hand', $3, $2, $2, 0, '') ON CONFLICT DO NOTHING",
-            ))
-            .bind(name)
-            .bind(now)
-            .bind(&id)
-            .execute(&mut *write.tx)
-            .await?;
-            write.tx.commit().await?;
-            Ok(id)
-        })
-        .await
-    }
-
-    async fn time(&self, write: &mut Write) -> Result<i64, sqlx::Error> {
+    pub(super) async fn time(&self, write: &mut Write) -> Result<i64, sqlx::Error> {
         sqlx::query_scalar(self.sql("SELECT {now}")).fetch_one(&mut *write.tx).await
     }
 
-    async fn locked_entry(
+    pub(super) async fn locked_entry(
         &self,
         write: &mut Write,
         name: &str,
@@ -382,11 +284,11 @@ impl Store {
         let statement =
             format!("SELECT {COLUMNS}, {NOT_ASKED} FROM {TABLES} WHERE p.name = $1 {lock}");
         let row = sqlx::query(self.sql(&statement)).bind(name).fetch_optional(&mut *write.tx);
-        row.await?.as_ref().map(Entry::read).transpose()
+        Ok(row.await?.as_ref().map(Entry::read))
     }
 
     /// The definition of each source that stands, from the weakest.
-    async fn standing(
+    pub(super) async fn standing(
         &self,
         write: &mut Write,
         name: &str,
@@ -401,13 +303,9 @@ impl Store {
         let mut standing: std::collections::BTreeMap<Source, (Definition, i64)> =
             std::collections::BTreeMap::new();
         for row in &rows {
-            let (source, text): (String, String) =
-                (row.try_get("source")?, row.try_get("definition")?);
             // A row that somebody edited to nonsense says nothing.
-            if let (Some(source), Ok(definition)) =
-                (Source::of(&source), serde_json::from_str::<Definition>(&text))
-            {
-                standing.insert(source, (definition, row.try_get("first_seen_at")?));
+            if let Some((source, definition, seen)) = read_definition(row) {
+                standing.insert(source, (definition, seen));
             }
         }
         Ok(standing.into_iter().map(|(source, (said, seen))| (source, said, seen)).collect())
@@ -511,7 +409,7 @@ impl Store {
     }
 
     /// Runs a transaction under the deadline for statements.
-    async fn settled<T>(
+    pub(super) async fn settled<T>(
         &self,
         action: &'static str,
         call: impl Future<Output = Result<T, Fault>>,
@@ -527,6 +425,12 @@ impl Store {
     }
 }
 
-fn checked(name: &str, definition: &Definition) -> Result<Settings, DefineError> {
+fn read_definition(row: &AnyRow) -> Option<(Source, Definition, i64)> {
+    let source = Source::of(row.try_get("source").ok()?)?;
+    let definition = serde_json::from_str(row.try_get("definition").ok()?).ok()?;
+    Some((source, definition, row.try_get("first_seen_at").ok()?))
+}
+
+pub(super) fn checked(name: &str, definition: &Definition) -> Result<Settings, DefineError> {
     definition.check().map_err(|reason| DefineError::Invalid { name: name.to_owned(), reason })
 }

@@ -1,10 +1,13 @@
 //! Periodic entries, their ticks, and the beaters that deal with them.
 //!
 //! An entry's row carries its next fire time, which guards every claim: whoever's update moved it
-//! owns the tick (see `claim.rs`). Where an entry comes from is kept beside it (see `define.rs`).
+//! owns the tick (see `claim.rs`). Where an entry comes from is kept beside it (see `define.rs`); what
+//! operators do with it is in `operate.rs`.
 
 mod claim;
 mod define;
+mod jobs;
+mod operate;
 
 use sqlx::Row as _;
 use sqlx::any::AnyRow;
@@ -49,6 +52,8 @@ pub struct Entry {
     pub created_at: Timestamp,
     /// When it was last changed.
     pub updated_at: Timestamp,
+    /// What somebody wrote into its row by hand that can't be read.
+    unreadable: Option<String>,
 }
 
 impl Entry {
@@ -57,44 +62,86 @@ impl Entry {
     /// # Errors
     /// What is wrong with it.
     pub fn settings(&self) -> Result<Settings, String> {
-        self.definition.check()
+        match &self.unreadable {
+            Some(fault) => Err(fault.clone()),
+            None => self.definition.check(),
+        }
     }
 
-    fn read(row: &AnyRow) -> Result<Self, sqlx::Error> {
-        let time = |column: &str| -> Result<Option<Timestamp>, sqlx::Error> {
-            Ok(row.try_get::<Option<i64>, _>(column)?.map(Timestamp))
+    /// Reads a row, whatever somebody has written into it by hand: SQLite keeps text where a
+    /// number belongs. What can't be read is missing, and [`Self::settings`] says so.
+    fn read(row: &AnyRow) -> Self {
+        let mut cells = Cells { row, fault: None };
+        let name = cells.text("name").unwrap_or_default();
+        let definition = Definition {
+            job: cells.text("job"),
+            queue: cells.text("queue"),
+            schedule: cells.text("schedule"),
+            timezone: cells.text("timezone"),
+            every_ms: cells.number("every_ms"),
+            args: cells.text("args"),
+            kwargs: cells.text("kwargs"),
+            catch_up: cells.text("catch_up"),
+            max_lateness_ms: cells.number("max_lateness_ms"),
+            grace_ms: cells.number("grace_ms"),
+            overlap: cells.text("overlap"),
+            jitter_ms: cells.number("jitter_ms"),
+            start_at: cells.number("start_at"),
+            end_at: cells.number("end_at"),
         };
-        Ok(Self {
-            name: row.try_get("name")?,
-            source: row.try_get("source")?,
-            definition: Definition {
-                job: Some(row.try_get("job")?),
-                queue: row.try_get("queue")?,
-                schedule: row.try_get("schedule")?,
-                timezone: row.try_get("timezone")?,
-                every_ms: row.try_get("every_ms")?,
-                args: Some(row.try_get("args")?),
-                kwargs: Some(row.try_get("kwargs")?),
-                catch_up: Some(row.try_get("catch_up")?),
-                max_lateness_ms: row.try_get("max_lateness_ms")?,
-                grace_ms: Some(row.try_get("grace_ms")?),
-                overlap: Some(row.try_get("overlap")?),
-                jitter_ms: Some(row.try_get("jitter_ms")?),
-                start_at: row.try_get("start_at")?,
-                end_at: row.try_get("end_at")?,
-            },
-            queue: row.try_get("effective_queue")?,
-            is_enabled: row.try_get::<i64, _>("enabled")? != 0,
-            aside: row.try_get("aside")?,
-            next_fire_at: time("next_fire_at")?,
-            due_at: time("due_at")?,
-            last_fire_at: time("last_fire_at")?,
-            last_job_id: row.try_get("last_job_id")?,
-            last_status: row.try_get("last_status")?,
-            last_late_ms: row.try_get("last_late_ms")?,
-            is_held: row.try_get::<i64, _>("is_held")? != 0,
-            created_at: Timestamp(row.try_get("created_at")?),
-            updated_at: Timestamp(row.try_get("updated_at")?),
+        Self {
+            name,
+            source: cells.text("source").unwrap_or_default(),
+            definition,
+            queue: cells.text("effective_queue"),
+            is_enabled: cells.number("enabled").unwrap_or(0) != 0,
+            aside: cells.text("aside"),
+            next_fire_at: cells.time("next_fire_at"),
+            due_at: cells.time("due_at"),
+            last_fire_at: cells.time("last_fire_at"),
+            last_job_id: cells.text("last_job_id"),
+            last_status: cells.text("last_status"),
+            // Of another row: it has no say in whether this one can fire.
+            last_late_ms: row.try_get("last_late_ms").unwrap_or_default(),
+            is_held: cells.number("is_held").unwrap_or(0) != 0,
+            created_at: cells.time("created_at").unwrap_or_default(),
+            updated_at: cells.time("updated_at").unwrap_or_default(),
+            unreadable: cells.fault,
+        }
+    }
+}
+
+/// Reads a row cell by cell, and remembers the first that is not what it should be.
+struct Cells<'a> {
+    row: &'a AnyRow,
+    fault: Option<String>,
+}
+
+impl Cells<'_> {
+    fn text(&mut self, column: &str) -> Option<String> {
+        let read = self.row.try_get(column);
+        self.kept(column, "text", read)
+    }
+
+    fn number(&mut self, column: &str) -> Option<i64> {
+        let read = self.row.try_get(column);
+        self.kept(column, "a whole number", read)
+    }
+
+    fn time(&mut self, column: &str) -> Option<Timestamp> {
+        self.number(column).map(Timestamp)
+    }
+
+    fn kept<T>(
+        &mut self,
+        column: &str,
+        kind: &str,
+        read: Result<Option<T>, sqlx::Error>,
+    ) -> Option<T> {
+        read.unwrap_or_else(|_| {
+            let fault = || format!("its `{column}` in the database is not {kind}");
+            self.fault.get_or_insert_with(fault);
+            None
         })
     }
 }
@@ -181,7 +228,7 @@ impl Store {
         }
         let action = "list periodic entries";
         let rows = self.within(action, query.fetch_all(&self.inner.pool)).await?;
-        rows.iter().map(Entry::read).collect::<Result<_, _>>().map_err(self.failed(action))
+        Ok(rows.iter().map(Entry::read).collect())
     }
 
     /// The last ticks of an entry, newest first.
