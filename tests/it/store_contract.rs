@@ -678,6 +678,39 @@ on_every_database! {
         assert!(matches!(ask(of("two", "6")).await, Claim::Begun(_)));
     }
 
+    /// It was received, put back, and sent again behind what had been sent after it.
+    async fn a_job_that_went_back_behind_a_later_one_of_its_group_is_not_taken_for_lost(store) {
+        let of = |id: &str, token: &str| ClaimRequest {
+            group: Some("g".into()),
+            is_ordered: true,
+            ..claim(&job(id), "w", token)
+        };
+        let park = |id: &str| {
+            let (store, request) = (store.clone(), park(&job(id), "q.fifo", Some("g")));
+            async move { store.park_message(&request).await.unwrap() }
+        };
+        let send_next = || async {
+            let rows = store.take_outbox(1, 0).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(3)).await; // a clock that shows milliseconds
+            store.outbox_sent(&[rows[0].id]).await.unwrap();
+            rows[0].job.id.clone()
+        };
+        store.renew_worker(&worker("w", LEASE)).await.unwrap();
+        park("one").await;
+        park("two").await;
+        assert_eq!([send_next().await, send_next().await], ["one", "two"]);
+        park("one").await;
+        assert_eq!(send_next().await, "one");
+
+        assert_eq!(store.claim(&[of("two", "1")]).await.unwrap(), [Claim::Behind]);
+        assert_eq!(store.status("one").await.unwrap().unwrap().status, "PENDING");
+        park("two").await;
+        assert_eq!(send_next().await, "two");
+        // Now the queue would have brought the other one first.
+        assert!(matches!(store.claim(&[of("two", "2")]).await.unwrap()[..], [Claim::Begun(_)]));
+        assert_eq!(store.status("one").await.unwrap().unwrap().error_kind.as_deref(), Some("lost"));
+    }
+
     /// One host is given the queue's name, another its URL.
     async fn the_order_of_a_group_holds_whether_rows_name_their_queue_or_its_url(store) {
         let new = |id: &str, queue: &str, url: Option<&str>| NewJob {

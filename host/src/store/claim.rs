@@ -208,7 +208,9 @@ impl Store {
         let Some(group) = &request.group else { return Ok(None) };
         loop {
             let ahead = sqlx::query(self.sql(
-                "SELECT j.id, j.status, CAST(w.lease_ms + CASE WHEN w.renewed_at > {now} THEN {now} \
+                "SELECT j.id, j.status, CAST(CASE WHEN j.sent_at >= coalesce((SELECT \
+                 own.sent_at FROM {p}jobs own WHERE own.id = $4), 0) THEN 1 ELSE 0 END AS bigint) \
+                 AS is_later, CAST(w.lease_ms + CASE WHEN w.renewed_at > {now} THEN {now} \
                  ELSE w.renewed_at END AS bigint) AS alive_until, \
                  (SELECT max(o.id) FROM {p}outbox o WHERE o.job_id = j.id AND o.body IS NULL) AS row \
                  FROM {p}jobs j LEFT JOIN {p}workers w ON w.id = j.worker_id \
@@ -231,6 +233,10 @@ impl Store {
             let alive_until: Option<i64> = ahead.try_get("alive_until")?;
             if let Some(until) = alive_until.filter(|until| status == "RUNNING" && *until > now) {
                 return Ok(Some(Claim::Held(wait(until - now))));
+            }
+            if ahead.try_get::<i64, _>("is_later")? == 1 {
+                // It went back and was sent once more, behind this message.
+                return Ok(Some(Claim::Behind));
             }
             // This message was sent after the other one's, which the queue would have brought
             // first: that is gone, and must not hold its group up for ever.

@@ -95,7 +95,7 @@ impl Fifo {
             &[("FifoQueue", "true")],
         );
         let arn = format!("arn:aws:sqs:us-east-1:000000000000:{}", dead.name);
-        let policy = format!(r#"{{"deadLetterTargetArn": "{arn}", "maxReceiveCount": "8"}}"#);
+        let policy = format!(r#"{{"deadLetterTargetArn": "{arn}", "maxReceiveCount": "6"}}"#);
         let _ = SqsQueue::create(&name, &[("FifoQueue", "true"), ("RedrivePolicy", &policy)]);
         Self { name, dead: Some(dead) }
     }
