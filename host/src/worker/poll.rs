@@ -182,7 +182,8 @@ fn ask<'a>(
 }
 
 /// Takes from one to `most` slots. While other jobs run it waits a moment for that many, since a
-/// call that brings ten messages costs as much as one that brings one.
+/// call that brings ten messages costs as much as one that brings one. Where there will never be
+/// as many, each one works at once.
 async fn take_slots(shared: &Shared, queue: usize, most: usize) -> Vec<Slot> {
     let mut slots = Vec::with_capacity(most);
     let mut linger_until = None;
@@ -196,7 +197,8 @@ async fn take_slots(shared: &Shared, queue: usize, most: usize) -> Vec<Slot> {
             },
         };
         slots.push(slot);
-        let until = if shared.slots.is_idle_but_for(slots.len()) { Duration::ZERO } else { FILL };
+        let is_vain = shared.slots.is_idle_but_for(slots.len()) || shared.slots.most(queue) < most;
+        let until = if is_vain { Duration::ZERO } else { FILL };
         linger_until.get_or_insert_with(|| tokio::time::Instant::now() + until);
     }
     slots

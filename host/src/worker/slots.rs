@@ -151,6 +151,11 @@ impl Slots {
         state.free == 0 && state.lent.is_empty()
     }
 
+    /// Most slots that a queue can ever have, as the settings are now.
+    pub(crate) fn most(&self, queue: usize) -> usize {
+        self.lock().shares[queue].terms.limit.min(self.total)
+    }
+
     /// Whether no slot is in use, apart from `mine` and the lent ones.
     pub(crate) fn is_idle_but_for(&self, mine: usize) -> bool {
         let state = self.lock();
