@@ -4,6 +4,8 @@ use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 
+use sqlx::Connection as _;
+use support::servers::RUNTIME;
 use support::{Output, Project};
 
 /// How a server that is no use behaves.
@@ -73,6 +75,20 @@ fn a_postgres_that_refuses_hangs_or_hangs_up_is_told_with_a_remedy() {
             output.is_a_sentence().says(words);
             assert!(!output.stderr.contains("hunter2secret"), "{manner:?}: {output}");
         }
+    }
+}
+
+/// Longer than a busy timeout, from before the worker starts.
+#[test]
+fn a_database_that_another_program_holds_is_told_with_a_remedy() {
+    let project = Project::with_guests(&["adder"]);
+    let _ = project.run(&["migrate"]).ok();
+    let url = format!("sqlite:{}", project.folder().join(".sqjobs/sqjobs.db").display());
+    let mut holder = RUNTIME.block_on(sqlx::SqliteConnection::connect(&url)).unwrap();
+    RUNTIME.block_on(sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut holder)).unwrap();
+    for command in [&["worker", "q"][..], &["add", "adder_job", "1"]] {
+        let output = project.run(&[command, &["--log-level", "error"]].concat()).exits(1);
+        output.is_a_sentence().says(&["sqjobs.db", "another program holds it", "stop that"]);
     }
 }
 

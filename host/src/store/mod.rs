@@ -58,7 +58,7 @@ use std::time::Duration;
 use sqlx::{Any, AnyPool, AssertSqlSafe, Transaction};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
-pub(crate) use open::sqlite_remedy;
+pub(crate) use open::{known_sqlite_remedy, sqlite_remedy};
 
 use crate::broker::Attributes;
 
@@ -91,7 +91,7 @@ pub enum StoreError {
         source: sqlx::Error,
     },
     /// A statement failed.
-    #[error("the database {database} failed to {action}")]
+    #[error("the database {database} failed to {action}{}", open::statement_remedy(source))]
     Statement {
         /// The database, without its password.
         database: String,

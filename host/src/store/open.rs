@@ -98,6 +98,16 @@ pub(crate) fn sqlite_remedy(error: &sqlx::Error) -> &'static str {
     }
 }
 
+/// [`sqlite_remedy`], where the code tells what is wrong.
+pub(crate) fn known_sqlite_remedy(error: &sqlx::Error) -> Option<&'static str> {
+    matches!(sqlite_code(error), Some(5 | 6 | 8 | 11 | 13 | 26)).then(|| sqlite_remedy(error))
+}
+
+/// What to do about a statement that failed, after a semicolon, where that is known.
+pub(super) fn statement_remedy(error: &sqlx::Error) -> String {
+    known_sqlite_remedy(error).map_or_else(String::new, |remedy| format!("; {remedy}"))
+}
+
 fn sqlite_url(path: &Path) -> url::Url {
     let mut url = url::Url::parse("sqlite:///").expect("a constant URL");
     url.set_path(&path.to_string_lossy());

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sqlx::SqlitePool;
-use sqlx::migrate::Migrator;
+use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
 use super::{LocalOptions, Synchronous};
@@ -36,11 +36,12 @@ pub(super) async fn open(path: &Path, options: &LocalOptions) -> Result<SqlitePo
         failed(path, &format!("{remedy}, or choose another place with --data-dir"), error)
     })?;
     migrate(&pool).await.map_err(|error| {
-        failed(
-            path,
-            "its schema can't be made; use the sqjobs-host that made it, or another --data-dir",
-            error,
-        )
+        let remedy = match &error {
+            MigrateError::Execute(error) => crate::store::known_sqlite_remedy(error),
+            _ => None,
+        };
+        let remedy = remedy.unwrap_or("its schema can't be made; use the sqjobs-host that made it");
+        failed(path, &format!("{remedy}, or choose another place with --data-dir"), error)
     })?;
     drop(lock);
     Ok(pool)
