@@ -9,6 +9,12 @@
 //! sqjobs-bench straggler HOST MODULE       one job of 60 s among 999 of 10 ms
 //! sqjobs-bench failover HOST MODULE RUNS   until a killed worker's jobs run again
 //! sqjobs-bench drain HOST MODULE RUNS      from SIGTERM to the end
+//! sqjobs-bench cancel HOST MODULE RUNS     until a job is cancelled
+//! sqjobs-bench progress HOST MODULE RUNS   until a job's progress is seen
+//! sqjobs-bench delayed HOST MODULE N       lateness of delayed jobs that are due in one minute
+//! sqjobs-bench lists HOST ROWS             `list` and `status` on a large table
+//! sqjobs-bench prune HOST MODULE ROWS      a large table pruned while jobs run
+//! sqjobs-bench indexes HOST MODULE N       throughput with and without the indexes for lists
 //! ```
 #![allow(clippy::unwrap_used, reason = "what fails here ends the measurement")]
 
@@ -16,9 +22,13 @@ mod attempts;
 mod bench;
 mod endings;
 mod figures;
+mod finished;
+mod indexes;
 mod requests;
+mod sql;
 mod straggler;
 mod throughput;
+mod waits;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -37,10 +47,18 @@ fn main() {
             endings::failover(host, module, runs.parse().unwrap());
         }
         ["drain", host, module, runs] => endings::drain(host, module, runs.parse().unwrap()),
+        ["cancel", host, module, runs] => waits::cancel(host, module, runs.parse().unwrap()),
+        ["progress", host, module, runs] => waits::progress(host, module, runs.parse().unwrap()),
+        ["delayed", host, module, count] => waits::delayed(host, module, count.parse().unwrap()),
+        ["lists", host, rows] => finished::lists(host, rows.parse().unwrap()),
+        ["prune", host, module, rows] => finished::prune(host, module, rows.parse().unwrap()),
+        ["indexes", host, module, count] => indexes::indexes(host, module, count.parse().unwrap()),
         _ => {
             eprintln!(
-                "usage: sqjobs-bench attempt MODULE COUNT | throughput|requests HOST MODULE COUNT \
-                 | idle|straggler HOST MODULE | failover|drain HOST MODULE RUNS"
+                "usage: sqjobs-bench attempt MODULE COUNT \
+                 | throughput|requests|delayed|prune|indexes HOST MODULE COUNT \
+                 | idle|straggler HOST MODULE | failover|drain|cancel|progress HOST MODULE RUNS \
+                 | lists HOST ROWS"
             );
             std::process::exit(2);
         }
