@@ -14,6 +14,12 @@
 //! sqjobs-bench overshoot OUTCOMES HOSTILE RUNS   how far past its limit a hostile guest gets
 //! sqjobs-bench cached HOST MODULE N RUNS   starts with so many modules in the cache
 //! sqjobs-bench swaps N                     swaps under load; visibility, and memory
+//! sqjobs-bench cancel HOST MODULE RUNS     until a job is cancelled
+//! sqjobs-bench progress HOST MODULE RUNS   until a job's progress is seen
+//! sqjobs-bench delayed HOST MODULE N       lateness of delayed jobs that are due in one minute
+//! sqjobs-bench lists HOST ROWS             `list` and `status` on a large table
+//! sqjobs-bench prune HOST MODULE ROWS      a large table pruned while jobs run
+//! sqjobs-bench indexes HOST MODULE N       throughput with and without the indexes for lists
 //! ```
 #![allow(clippy::unwrap_used, reason = "what fails here ends the measurement")]
 
@@ -22,13 +28,18 @@ mod bench;
 mod deploys;
 mod endings;
 mod figures;
+mod finished;
 mod guards;
+mod indexes;
 mod neighbour;
 mod overshoot;
 mod requests;
+mod requests;
 mod sandboxed;
+mod sql;
 mod straggler;
 mod throughput;
+mod waits;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -58,12 +69,19 @@ fn main() {
             deploys::cached(host, module, modules.parse().unwrap(), runs.parse().unwrap());
         }
         ["swaps", count] => deploys::swaps(count.parse().unwrap()),
+        ["cancel", host, module, runs] => waits::cancel(host, module, runs.parse().unwrap()),
+        ["progress", host, module, runs] => waits::progress(host, module, runs.parse().unwrap()),
+        ["delayed", host, module, count] => waits::delayed(host, module, count.parse().unwrap()),
+        ["lists", host, rows] => finished::lists(host, rows.parse().unwrap()),
+        ["prune", host, module, rows] => finished::prune(host, module, rows.parse().unwrap()),
+        ["indexes", host, module, count] => indexes::indexes(host, module, count.parse().unwrap()),
         _ => {
             eprintln!(
-                "usage: sqjobs-bench attempt|limits MODULE COUNT | throughput|requests HOST MODULE COUNT \
-                 | idle|straggler HOST MODULE | failover|drain HOST MODULE RUNS \
+                "usage: sqjobs-bench attempt|limits MODULE COUNT \
+                 | throughput|requests|delayed|prune|indexes HOST MODULE COUNT \
+                 | idle|straggler HOST MODULE | failover|drain|cancel|progress HOST MODULE RUNS \
                  | neighbour OUTCOMES MODULE COUNT | overshoot OUTCOMES HOSTILE RUNS \
-                 | cached HOST MODULE MODULES RUNS | swaps COUNT"
+                 | cached HOST MODULE MODULES RUNS | swaps COUNT | lists HOST ROWS"
             );
             std::process::exit(2);
         }

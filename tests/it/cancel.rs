@@ -1,6 +1,8 @@
 //! Cancelling: a job that waits never runs, one that runs is stopped wherever it runs, and what is
 //! done stays done.
 
+use std::collections::BTreeSet;
+
 use support::{Setup, wait};
 
 /// How often the guest says that it ran.
@@ -111,6 +113,27 @@ on_every_pair! {
         setup.wait_until_drained();
         let cancelled = "SELECT count(*) FROM {jobs} WHERE status = 'CANCELLED' AND attempts = 0";
         assert_eq!(setup.count(cancelled), 5);
+    }
+
+    /// Batch by batch, what is added meanwhile left alone.
+    fn thousands_of_jobs_are_cancelled_each_once(pair) {
+        let setup = Setup::new(pair, &["outcomes"]);
+        let _ = setup.add(&["counter"]);
+        let numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5000)";
+        let row = |id: &str, created_at: &str| format!(
+            "INSERT INTO {{jobs}} (id, name, queue, args, kwargs, fingerprint, created_at, \
+             enqueued_at, updated_at) {numbers} SELECT '{id}' || i, 'many', 'q', '[]', '{{}}', 'f', \
+             {created_at}, 1, 1 FROM n"
+        );
+        setup.execute(&setup.named(&row("old-", "1")));
+        setup.execute(&setup.named(&row("new-", "9000000000000")));
+        let cancel = ["cancel", "--job", "many", "--status", "pending", "--yes"];
+        let done = setup.run(&cancel).ok();
+        let ids: BTreeSet<&str> = done.stdout.lines().collect();
+        assert_eq!((ids.len(), done.stdout.lines().count()), (5000, 5000));
+        assert!(ids.iter().all(|line| line.starts_with("old-")));
+        let left = "SELECT count(*) FROM {jobs} WHERE name = 'many' AND status = 'PENDING'";
+        assert_eq!(setup.count(left), 5000);
     }
 
     /// Cancels race with ends: whoever commits first wins, and no job is both.

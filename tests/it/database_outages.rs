@@ -1,6 +1,9 @@
 //! The database away for a while: jobs wait, no message goes without its row, and work goes on
 //! when it is back.
 
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
+
 use sqlx::Connection as _;
 use support::gate::Gate;
 use support::servers::{self, RUNTIME};
@@ -71,6 +74,31 @@ fn connections_that_postgres_ends_are_made_again() {
     let stored = "SELECT count(*) FROM {attempts} WHERE outcome = 'success'";
     assert_eq!(setup.count(stored), 100);
     assert_eq!(worker.terminate(), Some(0), "{}", worker.shown());
+}
+
+/// Somebody waits for a job on the command line while the database is restarted.
+#[test]
+fn a_wait_for_a_job_goes_on_while_postgres_is_away() {
+    let (setup, gate) = behind_gate();
+    let id = setup.add(&["counter"]);
+    let mut command = setup.project.command(&["status", &id, "--wait", "--output", "json"]);
+    let mut waiting = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let looked = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%{}%jobs WHERE id = %' \
+         AND pid <> pg_backend_pid()",
+        setup.schema()
+    );
+    wait::until_true("a first look", || setup.query::<i64>(&looked) > 0);
+    gate.close();
+    let mut stderr = BufReader::new(waiting.stderr.take().unwrap()).lines();
+    let told = stderr.next().unwrap().unwrap();
+    assert!(told.contains("waiting for the database"), "{told}");
+    gate.open();
+    let _worker = setup.worker(&[]);
+    let output = waiting.wait_with_output().unwrap();
+    assert!(output.status.success());
+    let row = support::Json::parse(std::str::from_utf8(&output.stdout).unwrap().trim());
+    assert_eq!(row.text("status"), "SUCCESS");
 }
 
 /// The server has committed, and nobody was told: to repeat the call must find that it is done.

@@ -182,6 +182,8 @@ fn a_delay_that_is_no_time_is_wrong_usage_that_names_the_limit_and_adds_nothing(
     let queue = setup.queue.as_str();
     for wrong in [
         &["--delay", "-5m"][..],
+        &["--delay", "-5"],
+        &["--delay", "99999d"],
         &["--delay", "10"],
         &["--delay", "4000d"],
         &["--delay", "99999999999999999999999y"],

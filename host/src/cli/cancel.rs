@@ -128,11 +128,9 @@ async fn by_filter(
     // What is added meanwhile is left alone, or a busy producer would keep this going for ever.
     let until = store.now().await?.0;
     let (mut done, mut stopping) = (0, 0);
-    loop {
-        let batch = store.cancel_some(filter, until).await?;
-        if batch.is_empty() {
-            break;
-        }
+    let mut next = Some(String::new());
+    while let Some(after) = next {
+        let batch = store.cancel_some(filter, until, &after).await?;
         failpoint::reach("cancelled", "");
         done += batch.done.len();
         stopping += batch.stopping.len();
@@ -141,6 +139,7 @@ async fn by_filter(
                 tell(config, id, status)?;
             }
         }
+        next = batch.next;
     }
     print::note(format_args!(
         "cancelled {done} job(s) that waited; {stopping} that run are stopped by their workers"

@@ -333,12 +333,11 @@ async fn purge(
     confirm(&do_this, arguments.yes)?;
     let until = store.now().await?.0;
     let mut cancelled = 0;
-    loop {
-        let batch = store.cancel_some(&filter, until).await?;
-        if batch.is_empty() {
-            break;
-        }
+    let mut next = Some(String::new());
+    while let Some(after) = next {
+        let batch = store.cancel_some(&filter, until, &after).await?;
         cancelled += batch.done.len();
+        next = batch.next;
     }
     broker.purge(&queue).await?;
     if is_json(config) {

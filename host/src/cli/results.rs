@@ -1,6 +1,6 @@
 //! `status`: what is known of one job.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
@@ -10,8 +10,9 @@ use serde_json::value::RawValue;
 use super::{is_json, open_store_to_read, print};
 use crate::config::Config;
 use crate::json::one_line;
-use crate::store::Store;
+use crate::outage::{Backoff, chain};
 use crate::store::read::{AttemptStatus, JobStatus};
+use crate::store::{Store, StoreError};
 use crate::text::{printable, printable_block};
 
 #[derive(Args)]
@@ -129,12 +130,15 @@ pub(super) fn unknown(store: &Store, id: &str) -> anyhow::Error {
     )
 }
 
-/// Waits until a job is done. A job that is not known yet may be: its message waits.
+/// How long a wait for a job goes on while the database is away.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until a job is done, also over an outage of the database of a minute.
 pub(super) async fn wait_for(store: &Store, id: &str) -> anyhow::Result<JobStatus> {
     let spinner = print::spinner(format!("waiting for job {}", printable(id)));
     let mut pause = Duration::from_millis(20);
     loop {
-        match store.status(id).await? {
+        match look(store, id).await? {
             Some(job) if job.is_final() => {
                 spinner.finish_and_clear();
                 return Ok(job);
@@ -144,6 +148,30 @@ pub(super) async fn wait_for(store: &Store, id: &str) -> anyhow::Result<JobStatu
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(500));
+    }
+}
+
+/// Looks a job up, again and again for a while where the database is away.
+async fn look(store: &Store, id: &str) -> Result<Option<JobStatus>, StoreError> {
+    let mut away_since = None;
+    let mut backoff = Backoff::default();
+    loop {
+        let error = match store.status(id).await {
+            Err(error) if error.is_transient() => error,
+            answer => return answer,
+        };
+        let since = *away_since.get_or_insert_with(|| {
+            let secs = PATIENCE.as_secs();
+            print::note(format_args!(
+                "waiting for the database, for at most {secs} s: {}",
+                chain(&error)
+            ));
+            Instant::now()
+        });
+        if since.elapsed() >= PATIENCE {
+            return Err(error);
+        }
+        tokio::time::sleep(backoff.next()).await;
     }
 }
 

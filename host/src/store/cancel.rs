@@ -9,7 +9,7 @@ use super::{Store, StoreError, Write, placeholders};
 use crate::failpoint;
 
 /// Jobs cancelled in one transaction.
-const BATCH: i64 = 200;
+const BATCH: usize = 200;
 
 /// Which jobs are to be cancelled; all conditions must hold. Those that are done never match.
 #[derive(Debug, Clone, Default)]
@@ -44,14 +44,8 @@ pub struct CancelledBatch {
     pub done: Vec<String>,
     /// Ids of jobs whose workers are told to stop them.
     pub stopping: Vec<String>,
-}
-
-impl CancelledBatch {
-    /// Whether nothing matched any more.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.done.is_empty() && self.stopping.is_empty()
-    }
+    /// The id behind which the next batch begins; `None` after the last one.
+    pub next: Option<String>,
 }
 
 /// SQL: the worker that runs the job `jobs` is gone.
@@ -108,8 +102,9 @@ impl Store {
         Ok(u64::try_from(count).unwrap_or(0))
     }
 
-    /// Cancels some of the jobs that match and were there at `until`, in milliseconds since 1970;
-    /// to be called until it finds none.
+    /// Cancels some of the jobs that match and were there at `until`, in milliseconds since 1970:
+    /// the first ones behind the id `after`, which a first call leaves empty. What is behind a
+    /// batch is not looked at again, or a million jobs would be passed over once for each.
     ///
     /// # Errors
     /// The database failed; nothing of the batch was cancelled.
@@ -117,22 +112,25 @@ impl Store {
         &self,
         filter: &CancelFilter,
         until: i64,
+        after: &str,
     ) -> Result<CancelledBatch, StoreError> {
         self.within("cancel jobs", async {
             let mut write = self.begin().await?;
             let (conditions, values) = filter.conditions();
             let statement = format!(
                 "SELECT id FROM {{p}}jobs WHERE {conditions} AND created_at <= {until} \
-                 ORDER BY id LIMIT {BATCH} {{for_update}}"
+                 AND id > ${} ORDER BY id LIMIT {BATCH} {{for_update}}",
+                values.len() + 1
             );
             let mut query = sqlx::query_scalar::<_, String>(self.sql(&statement));
             for value in values {
                 query = query.bind(value);
             }
-            let ids = query.fetch_all(&mut *write.tx).await?;
+            let ids = query.bind(after.to_owned()).fetch_all(&mut *write.tx).await?;
             let batch = self.cancel_ids(&mut write, &ids).await?;
             write.tx.commit().await?;
-            Ok(batch)
+            let next = ids.last().filter(|_| ids.len() == BATCH).cloned();
+            Ok(CancelledBatch { next, ..batch })
         })
         .await
     }
@@ -172,7 +170,7 @@ impl Store {
             }
         }
         failpoint::reach("cancel-written", "");
-        Ok(CancelledBatch { done, stopping })
+        Ok(CancelledBatch { done, stopping, next: None })
     }
 
     async fn ids_of(

@@ -1,6 +1,6 @@
 //! Jobs that talk to the host while they run.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sqjobs_sdk::prelude::*;
 
@@ -104,6 +104,25 @@ impl Job for ProgressJob {
     }
 }
 
+/// `progress_clock TIMES PAUSE_MS`: tells its progress so many times, each with the time as
+/// milliseconds since 1970, and sleeps between.
+#[derive(Default)]
+pub(crate) struct ProgressClock;
+
+impl Job for ProgressClock {
+    const NAME: &str = "progress_clock";
+
+    fn run(&mut self, call: &Call) -> Result<impl Serialize> {
+        let (times, pause_ms): (u32, u64) = call.args()?;
+        for turn in 1..=times {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            progress(f64::from(turn) / f64::from(times), now.as_millis().to_string().as_str());
+            std::thread::sleep(Duration::from_millis(pause_ms));
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,6 +141,14 @@ mod tests {
     fn a_chain_adds_its_next_link() {
         let outcome = testing::attempt::<Chain>().arg(4).run();
         assert_eq!(outcome.added_jobs()[0].args, "[5]");
+    }
+
+    #[test]
+    fn the_time_is_told_as_progress() {
+        let outcome = testing::attempt::<ProgressClock>().arg(2).arg(1).run();
+        let told = outcome.progress();
+        assert_eq!(told.len(), 2);
+        assert!(told[1].1.as_ref().is_some_and(|time| time.parse::<u64>().is_ok()));
     }
 
     #[test]

@@ -11,7 +11,7 @@ mod results;
 mod stages;
 mod traps;
 
-use children::{AddChildren, Chain, ProgressJob};
+use children::{AddChildren, Chain, ProgressClock, ProgressJob};
 use effects::{Effect, UnrecordedEffect};
 use failures::{
     FailIn, FailPermanent, FailRetryAfter, FailThenSleep, FailTransient, FailUntil, NulError,
@@ -46,6 +46,7 @@ sqjobs_sdk::export!(
     NulResult,
     PanicJob,
     Print,
+    ProgressClock,
     ProgressJob,
     Single,
     SleepMs,
