@@ -3,7 +3,7 @@
 //! ```text
 //! sqjobs-bench attempt MODULE COUNT        fresh sandboxed attempts, one after the other
 //! sqjobs-bench throughput HOST MODULE N    jobs through a real SQS server, and memory
-//! sqjobs-bench ticks HOST COUNT BEATERS    periodic entries that are due in one minute
+//! sqjobs-bench ticks HOST COUNT BEATERS [MINUTES]  periodic entries due on a minute, or on several
 //! sqjobs-bench requests HOST MODULE N      calls to SQS for each job of a full queue
 //! sqjobs-bench idle HOST MODULE            receives of idle queues in a minute
 //! sqjobs-bench straggler HOST MODULE       one job of 60 s among 999 of 10 ms
@@ -19,6 +19,7 @@ mod figures;
 mod requests;
 mod straggler;
 mod throughput;
+mod ticks;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -27,6 +28,13 @@ fn main() {
         ["attempt", module, count] => attempts::attempt(module, count.parse().unwrap()),
         ["throughput", host, module, count] => {
             throughput::throughput(host, module, count.parse().unwrap());
+        }
+        ["ticks", host, count, beaters] => {
+            ticks::ticks(host, count.parse().unwrap(), beaters.parse().unwrap(), 1);
+        }
+        ["ticks", host, count, beaters, minutes] => {
+            let minutes = minutes.parse().unwrap();
+            ticks::ticks(host, count.parse().unwrap(), beaters.parse().unwrap(), minutes);
         }
         ["requests", host, module, count] => {
             requests::requests(host, module, count.parse().unwrap());
@@ -40,7 +48,7 @@ fn main() {
         _ => {
             eprintln!(
                 "usage: sqjobs-bench attempt MODULE COUNT | throughput|requests HOST MODULE COUNT \
-                 | idle|straggler HOST MODULE | failover|drain HOST MODULE RUNS"
+                 | ticks HOST COUNT BEATERS [MINUTES] | idle|straggler HOST MODULE | failover|drain HOST MODULE RUNS"
             );
             std::process::exit(2);
         }
