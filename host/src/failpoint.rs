@@ -1,9 +1,10 @@
 //! Fail points: places between two steps of a path where a test can have the process killed, as
-//! by a power cut. On no path itself.
+//! by a power cut, or stopped until somebody lets it go on, as a machine that sleeps. On no path
+//! itself.
 //!
 //! A test arms points by the variable [`VARIABLE`], for example `claimed=kill`,
 //! `claimed=kill@3` for the third time that the point is reached, `ran[job_name]=kill` for the
-//! jobs of one name only; several are parted by commas. Without debug assertions, as in a release
+//! jobs of one name only, `outbox-taken=stop`; several are parted by commas. Without debug assertions, as in a release
 //! build, nothing of this is compiled in; with them, a point that is off costs one relaxed load.
 
 use std::sync::OnceLock;
@@ -67,23 +68,30 @@ pub const POINTS: &[&str] = &[
 pub const BEATER_POINTS: &[&str] =
     &["ticks-taken", "ticks-moved", "ticks-written", "ticks-claimed"];
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Action {
+    Kill,
+    Stop,
+}
+
 static IS_ARMED: AtomicBool = AtomicBool::new(false);
 static ARMED: OnceLock<Vec<Armed>> = OnceLock::new();
 
 /// Why the variable arms nothing.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{VARIABLE}: `{part}` {reason}; write POINT=kill, POINT=kill@HIT or POINT[JOB]=kill, or unset the variable, which is for tests"
+    "{VARIABLE}: `{part}` {reason}; write POINT=kill or POINT=stop, POINT=kill@HIT or POINT[JOB]=kill, or unset the variable, which is for tests"
 )]
 pub struct FailpointError {
     part: String,
     reason: &'static str,
 }
 
-/// A point at which the process kills itself.
+/// A point at which the process kills or stops itself.
 #[derive(Debug)]
 struct Armed {
     point: &'static str,
+    action: Action,
     /// Only for jobs of this name.
     job: Option<String>,
     /// The time that counts, from 1.
@@ -109,7 +117,7 @@ pub fn arm() -> Result<(), FailpointError> {
     Ok(())
 }
 
-/// A point of a path: kills this process if a test armed it for this job. `job` is the job's
+/// A point of a path: kills or stops this process if a test armed it for this job. `job` is the job's
 /// name, empty where it is not known or not one.
 #[inline]
 pub(crate) fn reach(point: &str, job: &str) {
@@ -123,8 +131,18 @@ fn reach_armed(point: &str, job: &str) {
     for armed in ARMED.get().into_iter().flatten() {
         if armed.counts(point, job) {
             // Past the logger, which may hold lines back.
-            eprintln!("killed at fail point {point}");
-            kill();
+            match armed.action {
+                Action::Kill => {
+                    eprintln!("killed at fail point {point}");
+                    kill();
+                }
+                Action::Stop => {
+                    eprintln!("stopped at fail point {point}");
+                    let process = rustix::process::getpid();
+                    // Where that is refused the test sees that it goes on.
+                    let _ = rustix::process::kill_process(process, rustix::process::Signal::STOP);
+                }
+            }
         }
     }
 }
@@ -160,13 +178,18 @@ fn parse_part(part: &str) -> Result<Armed, FailpointError> {
     };
     let point = POINTS.iter().chain(BEATER_POINTS).copied().find(|point| *point == name);
     let point = point.ok_or_else(|| fault("names no fail point"))?;
-    let hit = match action.strip_prefix("kill") {
-        Some("") => Some(1),
-        Some(rest) => rest.strip_prefix('@').and_then(|hit| hit.parse().ok()),
-        None => None,
+    let unknown = || fault("asks for no known action");
+    let (word, hit) = match action.split_once('@') {
+        Some((word, hit)) => (word, hit.parse().ok()),
+        None => (action, Some(1)),
     };
-    let hit = hit.filter(|hit| *hit > 0).ok_or_else(|| fault("asks for no known action"))?;
-    Ok(Armed { point, job, hit, reached: AtomicU64::new(0) })
+    let hit = hit.filter(|hit| *hit > 0).ok_or_else(unknown)?;
+    let action = match word {
+        "kill" => Action::Kill,
+        "stop" => Action::Stop,
+        _ => return Err(unknown()),
+    };
+    Ok(Armed { point, action, job, hit, reached: AtomicU64::new(0) })
 }
 
 #[cfg(test)]
@@ -178,8 +201,9 @@ mod tests {
 
     #[test]
     fn a_point_counts_at_its_hit_and_for_its_job_only() {
-        let armed = parse("claimed[a]=kill@2, ran=kill").unwrap();
+        let armed = parse("claimed[a]=kill@2, ran=stop").unwrap();
         let [claimed, ran] = &armed[..] else { panic!("{armed:?}") };
+        assert_eq!((claimed.action, ran.action), (Action::Kill, Action::Stop));
         let seen: Vec<bool> = ["a", "b", "a", "a"].map(|job| claimed.counts("claimed", job)).into();
         assert_eq!(seen, [false, false, true, false]);
         assert!(!ran.counts("claimed", "a"));
@@ -192,7 +216,7 @@ mod tests {
             ("claimed", "no `=`"),
             ("clamed=kill", "no fail point"),
             ("claimed[a=kill", "no fail point"),
-            ("claimed=stop", "no known action"),
+            ("claimed=halt", "no known action"),
             ("claimed=kill@0", "no known action"),
             ("claimed=kill@x", "no known action"),
         ] {

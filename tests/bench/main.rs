@@ -3,7 +3,7 @@
 //! ```text
 //! sqjobs-bench attempt MODULE COUNT        fresh sandboxed attempts, one after the other
 //! sqjobs-bench throughput HOST MODULE N    jobs through a real SQS server, and memory
-//! sqjobs-bench ticks HOST COUNT BEATERS    periodic entries that are due in one minute
+//! sqjobs-bench ticks HOST COUNT BEATERS [MINUTES]  periodic entries due on a minute, or on several
 //! sqjobs-bench requests HOST MODULE N      calls to SQS for each job of a full queue
 //! sqjobs-bench idle HOST MODULE            receives of idle queues in a minute
 //! sqjobs-bench straggler HOST MODULE       one job of 60 s among 999 of 10 ms
@@ -34,11 +34,11 @@ mod indexes;
 mod neighbour;
 mod overshoot;
 mod requests;
-mod requests;
 mod sandboxed;
 mod sql;
 mod straggler;
 mod throughput;
+mod ticks;
 mod waits;
 
 fn main() {
@@ -48,6 +48,13 @@ fn main() {
         ["attempt", module, count] => attempts::attempt(module, count.parse().unwrap()),
         ["throughput", host, module, count] => {
             throughput::throughput(host, module, count.parse().unwrap());
+        }
+        ["ticks", host, count, beaters] => {
+            ticks::ticks(host, count.parse().unwrap(), beaters.parse().unwrap(), 1);
+        }
+        ["ticks", host, count, beaters, minutes] => {
+            let minutes = minutes.parse().unwrap();
+            ticks::ticks(host, count.parse().unwrap(), beaters.parse().unwrap(), minutes);
         }
         ["requests", host, module, count] => {
             requests::requests(host, module, count.parse().unwrap());
@@ -81,7 +88,8 @@ fn main() {
                  | throughput|requests|delayed|prune|indexes HOST MODULE COUNT \
                  | idle|straggler HOST MODULE | failover|drain|cancel|progress HOST MODULE RUNS \
                  | neighbour OUTCOMES MODULE COUNT | overshoot OUTCOMES HOSTILE RUNS \
-                 | cached HOST MODULE MODULES RUNS | swaps COUNT | lists HOST ROWS"
+                 | cached HOST MODULE MODULES RUNS | swaps COUNT | lists HOST ROWS \
+                 | ticks HOST COUNT BEATERS [MINUTES]"
             );
             std::process::exit(2);
         }

@@ -1,6 +1,7 @@
 //! Beaters as processes: each tick once, whoever is alive, whatever becomes of them.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use sqjobs::failpoint::{self, BEATER_POINTS};
 use support::{Json, Pair, Setup, WorkerProcess, wait};
@@ -147,6 +148,34 @@ on_every_pair! {
         assert_eq!(of("CANCELLED"), i64::try_from(queued("replaces")).unwrap() - 1);
     }
 
+    /// On whichever worker it runs, as if an operator had cancelled it.
+    fn a_later_tick_stops_the_job_that_runs_where_the_rule_is_replace(pair) {
+        let setup = Setup::new(pair, &["outcomes"]);
+        let mut workers = [setup.worker(&[]), setup.worker(&[])];
+        for worker in &mut workers {
+            worker.wait_until_ready();
+        }
+        let long = ["periodic", "add", "long", "--job", "sleep_ms", "--args-json", "[600000]"];
+        let rule = ["--every", "4s", "--overlap", "replace", "--queue", setup.queue.as_str()];
+        let _ = setup.run(&[&long[..], &rule].concat()).ok();
+        let mut beater = beater(&setup);
+        let jobs = setup.table("jobs");
+        let of = |condition: &str| count(&setup, &format!("{jobs} WHERE schedule = 'long' AND {condition}"));
+        wait::until_true("two jobs that ran to be stopped", || {
+            of("status = 'CANCELLED' AND attempts = 1") >= 2
+        });
+        assert_eq!(beater.terminate(), Some(0));
+        // The last one is left, and runs.
+        wait::until_true("the last one to run alone", || {
+            of("status = 'RUNNING'") == 1 && of("status NOT IN ('RUNNING', 'CANCELLED')") == 0
+        });
+        assert_eq!(show(&setup, "long").text("last_status"), "RUNNING");
+        let attempts = setup.table("attempts");
+        let stopped = count(&setup, &format!("{attempts} WHERE outcome = 'cancelled'"));
+        assert_eq!(stopped, of("status = 'CANCELLED' AND attempts = 1"));
+        assert_eq!(setup.dead().len(), 0);
+    }
+
     fn a_row_that_somebody_edited_to_nonsense_is_set_aside_and_the_others_go_on(pair) {
         let setup = Setup::new(pair, &[]);
         let mut nonsense = vec![
@@ -223,6 +252,41 @@ on_every_pair! {
             assert_eq!(beater.terminate(), Some(0));
         }
         each_second_has_one_tick_and_one_job(&setup, &["every-second"], 8);
+    }
+}
+
+on_every_pair! {
+    /// As a machine that sleeps: it has taken rows of the outbox, which others send once its time
+    /// for that is over; when it wakes up it sends them again, and each job runs once.
+    fn a_beater_that_is_stopped_for_longer_than_any_lease_loses_no_tick_and_doubles_none(pair) {
+        let setup = Setup::new(pair, &["adder"]);
+        add_entry(&setup, "every-second", &["--every", "1s", "--grace", "10m"]);
+        let (mut beater, mut worker) = (beater(&setup), setup.worker(&["--lease", "5s"]));
+        beater.wait_until_ready();
+        worker.wait_until_ready();
+        let ticks = || fire_times(&setup, "every-second").len();
+        let mut stopped = wait::until("a beater to stop while it holds no file", || {
+            let mut command = setup.project.command(&["beater"]);
+            command.env(failpoint::VARIABLE, "outbox-taken=stop");
+            let mut stopped = WorkerProcess::spawn(command);
+            stopped.wait_for_line(&["stopped at fail point outbox-taken"]);
+            let before = ticks();
+            // Its other half may be within a transaction, which on SQLite holds the file.
+            let goes_on = wait::within(Duration::from_secs(15), || (ticks() > before + 1).then_some(()));
+            goes_on.map(|()| stopped)
+        });
+        let held = ticks();
+        let open = format!("{} WHERE status <> 'SUCCESS'", setup.table("jobs"));
+        wait::until_true("time to pass", || ticks() > held + 35);
+        // A row is left to its taker for 30 s, a worker's claim for its lease.
+        wait::until_true("the others to do what it holds", || count(&setup, &open) < 5);
+        stopped.signal("CONT");
+        let before = ticks();
+        wait::until_true("both to go on", || ticks() > before + 3);
+        assert_eq!(stopped.terminate(), Some(0));
+        assert_eq!(beater.terminate(), Some(0));
+        each_second_has_one_tick_and_one_job(&setup, &["every-second"], 36);
+        assert_eq!(worker.terminate(), Some(0));
     }
 }
 

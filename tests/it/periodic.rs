@@ -204,3 +204,36 @@ fn the_entry_that_a_module_describes_is_there_once_it_was_swapped_in() {
     });
     assert_eq!(worker.terminate(), Some(0));
 }
+
+/// Also on a machine that has nothing of what the jobs are granted.
+#[test]
+fn a_beater_follows_its_configuration_file_and_sighup() {
+    let setup = Setup::new(Pair::Embedded, &[]);
+    let grant = "[modules.m.grants.secrets]\nKEY = { file = \"not-there\" }\n";
+    let write = |entries: &str| {
+        setup.project.write("sqjobs.toml", format!("{grant}{entries}"));
+    };
+    let every = |name: &str, every: &str| {
+        format!("[periodic.{name}]\njob = \"j\"\nqueue = \"q\"\nevery = \"{every}\"\n")
+    };
+    write(&every("a", "1h"));
+    let mut beater = support::WorkerProcess::spawn(setup.project.command(&["beater"]));
+    beater.wait_until_ready();
+    assert_eq!(show(&setup, "a").number("every_ms"), 3_600_000);
+    write(&[every("a", "2h"), every("b", "3h")].concat());
+    beater.wait_for_line(&["`b` is new, by config"]);
+    assert_eq!(show(&setup, "a").number("every_ms"), 7_200_000);
+    write(&every("a", "0s"));
+    beater.wait_for_line(&["the old one stays", "[periodic.a]"]);
+    write(&[every("a", "2h"), every("b", "4h")].concat());
+    beater.wait_for_line(&["`b` is defined anew, by config"]);
+    assert_eq!(show(&setup, "a").number("every_ms"), 7_200_000);
+    let reads = |beater: &support::WorkerProcess| {
+        let log = beater.log();
+        log.iter().filter(|line| line.contains("read the configuration again")).count()
+    };
+    let before = reads(&beater);
+    beater.signal("HUP");
+    wait::until_true("the file to be read once more", || reads(&beater) > before);
+    assert_eq!(beater.terminate(), Some(0));
+}

@@ -58,7 +58,13 @@ pub fn old_python() -> PathBuf {
     variable("SQJOBS_TEST_PYTHON").into()
 }
 
-/// PHP's command line.
+/// The Python with the PostgreSQL driver `psycopg` in it.
+#[must_use]
+pub fn psycopg_python() -> PathBuf {
+    variable("SQJOBS_TEST_PSYCOPG").into()
+}
+
+/// PHP's command line, with its PostgreSQL driver.
 #[must_use]
 pub fn php() -> PathBuf {
     variable("SQJOBS_TEST_PHP").into()

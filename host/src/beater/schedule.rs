@@ -13,6 +13,7 @@
 //! in the same way.
 
 use std::fmt;
+use std::ops::Range;
 use std::time::Duration;
 
 use chrono::{Datelike as _, NaiveDate};
@@ -130,8 +131,8 @@ impl Schedule {
         }
     }
 
-    /// The ticks strictly after `after` and before `before`, counted: `None` when there is none.
-    /// A year of minutes takes about as long as a few hundred ticks.
+    /// The ticks strictly after `after` and before `before`, counted day by day and not walked;
+    /// `None` when there is none.
     #[must_use]
     pub fn run(&self, after: Timestamp, before: Timestamp) -> Option<Run> {
         let first = self.next_after(after).filter(|tick| *tick < before)?;
@@ -281,12 +282,11 @@ fn ticks_within(crontab: &Crontab, zone: Zone, begin: i64, end: i64) -> Vec<i64>
         return stretches.iter().flat_map(|stretch| wildcard_ticks(crontab, *stretch)).collect();
     }
     let around = zone.stretches((days.start() - 2) * DAY, (days.end() + 3) * DAY);
-    let days = match around.as_slice() {
-        [all] => (begin + all.offset).div_euclid(DAY)..=(end - 1 + all.offset).div_euclid(DAY),
-        _ => days,
+    let walls = match around.as_slice() {
+        [all] => begin + all.offset..end + all.offset,
+        _ => days.start() * DAY..(days.end() + 1) * DAY,
     };
-    let mut ticks: Vec<i64> = days
-        .flat_map(|day| wall_minutes(crontab, day))
+    let mut ticks: Vec<i64> = wall_minutes(crontab, walls)
         .filter_map(|wall| fixed_tick(wall, &around))
         .filter(|tick| (begin..end).contains(tick))
         .collect();
@@ -299,11 +299,7 @@ fn ticks_within(crontab: &Crontab, zone: Zone, begin: i64, end: i64) -> Vec<i64>
 /// The minutes of a stretch whose wall clock matches.
 fn wildcard_ticks(crontab: &Crontab, stretch: Stretch) -> Vec<i64> {
     let walls = stretch.begin + stretch.offset..stretch.end + stretch.offset;
-    (walls.start.div_euclid(DAY)..=(walls.end - 1).div_euclid(DAY))
-        .flat_map(|day| wall_minutes(crontab, day))
-        .filter(|wall| walls.contains(wall))
-        .map(|wall| wall - stretch.offset)
-        .collect()
+    wall_minutes(crontab, walls).map(|wall| wall - stretch.offset).collect()
 }
 
 /// When a wall time fires once: at its first pass, or behind the gap that skips it.
@@ -316,11 +312,17 @@ fn fixed_tick(wall: i64, stretches: &[Stretch]) -> Option<i64> {
     }
 }
 
-/// The wall minutes of a day that match, in their order.
-fn wall_minutes(crontab: &Crontab, day: i64) -> impl Iterator<Item = i64> {
-    let hours = if matches_day(crontab, day) { crontab.hours } else { 0 };
+/// The wall minutes that match, in their order.
+fn wall_minutes(crontab: &Crontab, walls: Range<i64>) -> impl Iterator<Item = i64> {
     let minutes = crontab.minutes;
-    bits(hours).flat_map(move |hour| bits(minutes).map(move |min| day * DAY + hour * 60 + min))
+    let days = walls.start.div_euclid(DAY)..=(walls.end - 1).div_euclid(DAY);
+    let days = days.filter(|day| matches_day(crontab, *day));
+    let hours = days.flat_map(|day| bits(crontab.hours).map(move |hour| day * DAY + hour * 60));
+    let (first, last) = (walls.start - 59, walls.end);
+    hours
+        .filter(move |hour| (first..last).contains(hour))
+        .flat_map(move |hour| bits(minutes).map(move |minute| hour + minute))
+        .filter(move |wall| walls.contains(wall))
 }
 
 /// Whether a day, counted from 1970-01-01, matches.
@@ -344,10 +346,7 @@ fn bits(mut set: u64) -> impl Iterator<Item = i64> {
 fn surprise(crontab: &Crontab, before: Stretch, after: Stretch) -> Option<String> {
     let (from, to) = (before.end + before.offset, after.begin + after.offset);
     let (first, last) = (from.min(to), from.max(to));
-    let walls: Vec<i64> = (first.div_euclid(DAY)..=(last - 1).div_euclid(DAY))
-        .flat_map(|day| wall_minutes(crontab, day))
-        .filter(|wall| (first..last).contains(wall))
-        .collect();
+    let walls: Vec<i64> = wall_minutes(crontab, first..last).collect();
     let (Some(one), others) = (walls.first(), walls.len().saturating_sub(1)) else { return None };
     let more = if others == 0 { String::new() } else { format!(" (and {others} more)") };
     let what = match (to > from, crontab.is_wildcard) {

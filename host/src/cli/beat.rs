@@ -5,9 +5,11 @@ use std::sync::Arc;
 use clap::Args;
 use tracing::info;
 
+use super::work::follow_periodic;
 use super::{Usage, migrate, open_broker, open_store};
 use crate::beater::{Beater, register};
-use crate::config::Config;
+use crate::config::live::{Hangups, LiveConfig};
+use crate::config::{Config, Flags};
 use crate::sender::Sender;
 use crate::store::Store;
 use crate::text::printable;
@@ -22,7 +24,11 @@ pub(super) struct BeaterArguments {
     pub(super) migrate: bool,
 }
 
-pub(super) async fn beater(config: Arc<Config>, arguments: &BeaterArguments) -> anyhow::Result<()> {
+pub(super) async fn beater(
+    config: Arc<Config>,
+    flags: Flags,
+    arguments: &BeaterArguments,
+) -> anyhow::Result<()> {
     let mut queues = arguments.queues.clone();
     queues.sort();
     queues.dedup();
@@ -31,6 +37,8 @@ pub(super) async fn beater(config: Arc<Config>, arguments: &BeaterArguments) -> 
     }
     let kind = config.broker(&queues)?;
     let stopping = crate::shutdown::listen()?;
+    let hangups = Hangups::listen()?;
+    let live = Arc::new(LiveConfig::without_grants(config.clone(), flags));
     let store = if config.migrate {
         let store = Store::open(&config.database(kind)).await?;
         migrate::bring_up(&store).await?;
@@ -41,6 +49,10 @@ pub(super) async fn beater(config: Arc<Config>, arguments: &BeaterArguments) -> 
     register::config(&store, &config, &queues).await?;
     let broker = open_broker(&config, kind, &store).await?;
     let served = if queues.is_empty() { "all queues".to_owned() } else { queues.join(", ") };
+    let following = [
+        tokio::spawn(follow_periodic(live.clone(), live.changes(), store.clone(), queues.clone())),
+        tokio::spawn(live.follow(hangups, stopping.clone())),
+    ];
     let sender = Sender::new(store.clone(), broker.clone());
     let beater = Beater::new(store.clone(), sender, queues, stopping);
     info!(
@@ -50,6 +62,7 @@ pub(super) async fn beater(config: Arc<Config>, arguments: &BeaterArguments) -> 
         broker.label()
     );
     beater.run().await;
+    following.iter().for_each(tokio::task::JoinHandle::abort);
     store.close().await;
     info!("stopped");
     Ok(())

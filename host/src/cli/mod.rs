@@ -230,7 +230,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     let done = runtime.block_on(async {
         match arguments.command {
             Command::Worker(arguments) => work::worker(config, flags, &arguments).await,
-            Command::Beater(arguments) => beat::beater(config, &arguments).await,
+            Command::Beater(arguments) => beat::beater(config, flags, &arguments).await,
             Command::Add(arguments) => enqueue::add(config, &arguments).await,
             Command::Run(arguments) => run::run(config, &arguments).await,
             Command::Dev(arguments) => dev::dev(config, &arguments).await,

@@ -159,7 +159,7 @@ pub(super) async fn worker(
 
 /// Brings the periodic entries of the configuration file to the database whenever it was read
 /// again.
-async fn follow_periodic(
+pub(super) async fn follow_periodic(
     live: Arc<LiveConfig>,
     mut changes: watch::Receiver<()>,
     store: Store,

@@ -1,5 +1,5 @@
-//! Settings that change while a worker runs: its file is read again when it changes, and on
-//! SIGHUP. Settings and grants are one swap; a fault in either leaves the old ones.
+//! Settings that change while a worker or a beater runs: its file is read again when it changes,
+//! and on SIGHUP. Settings and grants are one swap; a fault in either leaves the old ones.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,6 +22,8 @@ use crate::text::printable;
 pub struct LiveConfig {
     current: ArcSwap<Config>,
     flags: Flags,
+    /// A beater runs no job: what is granted need not be there on its machine.
+    opens_grants: bool,
     changed: watch::Sender<()>,
 }
 
@@ -29,12 +31,22 @@ impl LiveConfig {
     /// Settings that were read with `flags`, and will be read so again. Grants are opened by
     /// then: see [`Config::with_grants`].
     #[must_use]
-    pub fn new(config: Arc<Config>, mut flags: Flags) -> Self {
+    pub fn new(config: Arc<Config>, flags: Flags) -> Self {
+        Self::followed(config, flags, true)
+    }
+
+    /// The settings of a beater, which opens no grants.
+    #[must_use]
+    pub fn without_grants(config: Arc<Config>, flags: Flags) -> Self {
+        Self::followed(config, flags, false)
+    }
+
+    fn followed(config: Arc<Config>, mut flags: Flags, opens_grants: bool) -> Self {
         // Always this file: were it gone, the next one above would silently be another.
         if let Some(file) = &config.file {
             flags.values.insert("config", vec![file.to_string_lossy().into_owned()]);
         }
-        Self { current: ArcSwap::new(config), flags, changed: watch::channel(()).0 }
+        Self { current: ArcSwap::new(config), flags, opens_grants, changed: watch::channel(()).0 }
     }
 
     /// The settings as they are now.
@@ -61,7 +73,8 @@ impl LiveConfig {
 
     fn read_again(&self) -> Result<(Config, Vec<&'static str>), ConfigError> {
         let (config, fixed) = self.load().followed_by(Config::load(&self.flags)?);
-        Ok((config.with_grants()?, fixed))
+        let config = if self.opens_grants { config.with_grants()? } else { config };
+        Ok((config, fixed))
     }
 
     fn adopt(&self, config: Config) {
@@ -80,7 +93,12 @@ impl LiveConfig {
         match read {
             Ok((config, fixed)) => {
                 self.adopt(config);
-                info!("read the configuration again; it holds for attempts that begin from now on");
+                let from_now_on = if self.opens_grants {
+                    "; it holds for attempts that begin from now on"
+                } else {
+                    ""
+                };
+                info!("read the configuration again{from_now_on}");
                 for key in fixed {
                     warn!("`{key}` changed in the configuration; it needs a restart");
                 }
@@ -96,7 +114,7 @@ impl LiveConfig {
         }
     }
 
-    /// Reads the settings again whenever their file changes or a SIGHUP comes, until the worker
+    /// Reads the settings again whenever their file changes or a SIGHUP comes, until the process
     /// stops.
     pub async fn follow(self: Arc<Self>, mut hangups: Hangups, stopping: CancellationToken) {
         let config = self.load();

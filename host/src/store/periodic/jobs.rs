@@ -6,7 +6,6 @@ use std::collections::HashSet;
 use sqlx::Row as _;
 
 use super::Entry;
-use super::claim::MAX_ROWS;
 use crate::beater::definition::job_id;
 use crate::clock::Timestamp;
 use crate::payload::Job;
@@ -105,7 +104,7 @@ impl Store {
         mut ids: Vec<String>,
     ) -> Result<(), sqlx::Error> {
         ids.sort();
-        for chunk in ids.chunks(MAX_ROWS) {
+        for chunk in ids.chunks(self.rows_at_once()) {
             let list = placeholders(1, chunk.len());
             // In the order of their ids, as all locks of jobs are taken.
             let lock =
