@@ -13,7 +13,7 @@
 //! sqjobs-bench neighbour OUTCOMES MODULE N attempts beside guests that compute for ever
 //! sqjobs-bench overshoot OUTCOMES HOSTILE RUNS   how far past its limit a hostile guest gets
 //! sqjobs-bench cached HOST MODULE N RUNS   starts with so many modules in the cache
-//! sqjobs-bench swaps N                     swaps under load; visibility, and memory
+//! sqjobs-bench swaps WARM_UP N             swaps under load; visibility, and memory
 //! ```
 #![allow(clippy::unwrap_used, reason = "what fails here ends the measurement")]
 
@@ -57,13 +57,15 @@ fn main() {
         ["cached", host, module, modules, runs] => {
             deploys::cached(host, module, modules.parse().unwrap(), runs.parse().unwrap());
         }
-        ["swaps", count] => deploys::swaps(count.parse().unwrap()),
+        ["swaps", warm_up, count] => {
+            deploys::swaps(warm_up.parse().unwrap(), count.parse().unwrap());
+        }
         _ => {
             eprintln!(
                 "usage: sqjobs-bench attempt|limits MODULE COUNT | throughput|requests HOST MODULE COUNT \
                  | idle|straggler HOST MODULE | failover|drain HOST MODULE RUNS \
                  | neighbour OUTCOMES MODULE COUNT | overshoot OUTCOMES HOSTILE RUNS \
-                 | cached HOST MODULE MODULES RUNS | swaps COUNT"
+                 | cached HOST MODULE MODULES RUNS | swaps WARM_UP COUNT"
             );
             std::process::exit(2);
         }
