@@ -10,11 +10,11 @@ use crate::figures::tell;
 
 /// Swaps of one module under load, good files and bad ones by turns: how soon a good one serves,
 /// and what memory the worker takes.
-pub(crate) fn swaps(count: usize) {
-    let swaps = support::swaps::swap_under_load(count);
+pub(crate) fn swaps(warm_up: usize, count: usize) {
+    let swaps = support::swaps::swap_under_load(warm_up, count);
     tell("a good file serves after", swaps.visible_after);
     println!(
-        "{count} swaps, {} jobs by {} versions, none failed; resident memory {:.1} MiB after a fifth, {:.1} MiB at the end ({:+.1} %)",
+        "{count} swaps, {} jobs by {} versions, none failed; resident memory {:.1} MiB before, {:.1} MiB after ({:+.1} %)",
         swaps.jobs,
         swaps.versions,
         mib(swaps.at_start_kib),

@@ -13,7 +13,7 @@
 //! sqjobs-bench neighbour OUTCOMES MODULE N attempts beside guests that compute for ever
 //! sqjobs-bench overshoot OUTCOMES HOSTILE RUNS   how far past its limit a hostile guest gets
 //! sqjobs-bench cached HOST MODULE N RUNS   starts with so many modules in the cache
-//! sqjobs-bench swaps N                     swaps under load; visibility, and memory
+//! sqjobs-bench swaps WARM_UP N             swaps under load; visibility, and memory
 //! sqjobs-bench cancel HOST MODULE RUNS     until a job is cancelled
 //! sqjobs-bench progress HOST MODULE RUNS   until a job's progress is seen
 //! sqjobs-bench delayed HOST MODULE N       lateness of delayed jobs that are due in one minute
@@ -75,7 +75,9 @@ fn main() {
         ["cached", host, module, modules, runs] => {
             deploys::cached(host, module, modules.parse().unwrap(), runs.parse().unwrap());
         }
-        ["swaps", count] => deploys::swaps(count.parse().unwrap()),
+        ["swaps", warm_up, count] => {
+            deploys::swaps(warm_up.parse().unwrap(), count.parse().unwrap());
+        }
         ["cancel", host, module, runs] => waits::cancel(host, module, runs.parse().unwrap()),
         ["progress", host, module, runs] => waits::progress(host, module, runs.parse().unwrap()),
         ["delayed", host, module, count] => waits::delayed(host, module, count.parse().unwrap()),
@@ -88,7 +90,7 @@ fn main() {
                  | throughput|requests|delayed|prune|indexes HOST MODULE COUNT \
                  | idle|straggler HOST MODULE | failover|drain|cancel|progress HOST MODULE RUNS \
                  | neighbour OUTCOMES MODULE COUNT | overshoot OUTCOMES HOSTILE RUNS \
-                 | cached HOST MODULE MODULES RUNS | swaps COUNT | lists HOST ROWS \
+                 | cached HOST MODULE MODULES RUNS | swaps WARM_UP COUNT | lists HOST ROWS \
                  | ticks HOST COUNT BEATERS [MINUTES]"
             );
             std::process::exit(2);

@@ -88,6 +88,8 @@ fn a_folder_that_touches_what_the_host_stands_on_is_refused_at_start() {
     std::fs::create_dir_all(project.folder().join(".sqjobs/cache")).unwrap();
     std::fs::create_dir_all(project.folder().join("jobs/inner")).unwrap();
     symlink("jobs", project.folder().join("harmless")).unwrap();
+    let program = servers::host().canonicalize().unwrap();
+    let program = program.parent().unwrap().display().to_string();
     for (path, words) in [
         ("jobs", "the jobs folder"),
         ("jobs/inner", "lies in the jobs folder"),
@@ -97,6 +99,10 @@ fn a_folder_that_touches_what_the_host_stands_on_is_refused_at_start() {
         (".", "contains"),
         ("..", "contains"),
         ("missing", "missing"),
+        ("/proc", "contains the system's folder of processes"),
+        ("/proc/self", "lies in the system's folder of processes"),
+        ("/dev", "contains the system's folder of devices"),
+        (&program, "contains the folder of this program"),
     ] {
         let settings = format!("[[modules.hostile.grants.folders]]\npath = \"{path}\"\n");
         project.write("sqjobs.toml", settings);

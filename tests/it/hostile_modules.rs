@@ -93,27 +93,35 @@ fn one_of_two_hundred_megabytes() {
     refuse("", deploy, "large", &["209715200 bytes", "may have 67108864", "module-size"]);
 }
 
-/// A component around one core module of this content, all of it counted in LEB128.
+/// A number in LEB128.
+fn leb(mut number: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while number > 0x7f {
+        bytes.push(u8::try_from(number & 0x7f).unwrap() | 0x80);
+        number >>= 7;
+    }
+    bytes.push(u8::try_from(number).unwrap());
+    bytes
+}
+
+/// A component of one section.
+fn within_a_component(id: u8, content: &[u8]) -> Vec<u8> {
+    let mut bytes = b"\0asm\x0d\0\x01\0".to_vec();
+    bytes.push(id);
+    bytes.extend(leb(content.len()));
+    bytes.extend(content);
+    bytes
+}
+
+/// A component around one core module of these sections.
 fn component(sections: &[(u8, Vec<u8>)]) -> Vec<u8> {
-    let leb = |mut number: usize| {
-        let mut bytes = Vec::new();
-        while number > 0x7f {
-            bytes.push(u8::try_from(number & 0x7f).unwrap() | 0x80);
-            number >>= 7;
-        }
-        bytes.push(u8::try_from(number).unwrap());
-        bytes
-    };
     let mut core = b"\0asm\x01\0\0\0".to_vec();
     for (id, content) in sections {
         core.push(*id);
         core.extend(leb(content.len()));
         core.extend(content);
     }
-    let mut bytes = b"\0asm\x0d\0\x01\0\x01".to_vec();
-    bytes.extend(leb(core.len()));
-    bytes.extend(core);
-    bytes
+    within_a_component(1, &core)
 }
 
 #[test]
@@ -147,6 +155,19 @@ fn one_that_takes_too_much_memory_to_compile() {
 fn one_that_imports_what_no_host_offers() {
     let module = include_str!("../guests/unknown-import.wat").to_owned();
     refuse("", text("unknown", module), "unknown", &["acme:cloud/storage@1.0.0"]);
+}
+
+/// The compiler's parser would follow it all the way down, past the count of functions.
+#[test]
+fn one_that_is_nested_ten_thousand_deep() {
+    let mut bytes = wat::parse_str("(component)").unwrap();
+    for _ in 0..10_000 {
+        bytes = within_a_component(4, &bytes);
+    }
+    let deploy = move |setup: &Setup| {
+        std::fs::write(setup.project.jobs_dir().join("deep.wasm"), bytes).unwrap();
+    };
+    refuse("", deploy, "deep", &["nests components deeper than 100"]);
 }
 
 /// Opening a FIFO for reading would wait for a writer that never comes.

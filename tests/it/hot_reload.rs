@@ -89,29 +89,31 @@ fn symlink_anew(file: &Path, bytes: &[u8]) {
     std::os::unix::fs::symlink(elsewhere, file).unwrap();
 }
 
-/// The program, where it is installed; else a copy in place.
-fn by_program(program: &str, file: &Path, bytes: &[u8]) {
+/// By a program, as a shell would start it.
+fn by_program(command: &str, file: &Path, bytes: &[u8]) {
     let from = file.parent().unwrap().parent().unwrap().join(servers::unique("from"));
     std::fs::write(&from, bytes).unwrap();
-    let copied = std::process::Command::new(program).arg(&from).arg(file).status();
-    match copied {
-        Ok(status) => assert!(status.success(), "{program}"),
-        Err(_) => drop(std::fs::copy(from, file).unwrap()),
-    }
+    let mut words = command.split(' ');
+    let mut program = std::process::Command::new(words.next().unwrap());
+    let status = program.args(words).arg(&from).arg(file).status();
+    let status = status.unwrap_or_else(|error| panic!("{command}: {error}; is it installed?"));
+    assert!(status.success(), "{command}");
 }
 
 in_both_ways! {
     fn a_changed_file_serves_however_it_comes(setup) {
         let mut worker = worker_on(setup);
         let file = setup.versioned_file();
-        let ways: [Way<'_>; 8] = [
+        let ways: [Way<'_>; 10] = [
             ("moved", &move_into_place),
             ("copied", &copy_in_halves),
             ("rsynced", &rsync),
             ("linked hard", &link_anew),
             ("cp", &|file, bytes| by_program("cp", file, bytes)),
             ("mv", &|file, bytes| by_program("mv", file, bytes)),
-            ("rsync", &|file, bytes| by_program("rsync", file, bytes)),
+            ("rsync", &|file, bytes| by_program("rsync --archive", file, bytes)),
+            ("rsync again", &|file, bytes| by_program("rsync --inplace", file, bytes)),
+            ("ln", &|file, bytes| by_program("ln --force", file, bytes)),
             ("linked", &symlink_anew),
         ];
         for (name, deploy) in ways {

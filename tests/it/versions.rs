@@ -194,6 +194,29 @@ fn only_so_many_versions_are_kept() {
     assert_eq!(worker.terminate(), Some(0));
 }
 
+/// A host that starts sends a component to the database only when it is not there.
+#[test]
+fn a_version_that_serves_is_kept_even_when_it_was_not() {
+    let setup = Setup::new(Pair::Embedded, &[]);
+    let mut worker = start(&setup, "a");
+    wait_until_noted(&setup, "a");
+    assert_eq!(worker.terminate(), Some(0));
+    let table = setup.table("module_versions");
+    setup.execute(&format!("UPDATE {table} SET bytes = NULL"));
+    let mut worker = setup.worker(&[]);
+    let kept = format!("SELECT count(*) FROM {table} WHERE length(bytes) > 1000");
+    wait::until_true("the bytes in the database", || setup.query::<i64>(&kept) == 1);
+    assert_eq!(worker.terminate(), Some(0));
+
+    // What is there stays as it is: the mark is not overwritten.
+    setup.execute(&format!("UPDATE {table} SET bytes = CAST('mark' AS blob), served_at = 0"));
+    let mut worker = setup.worker(&[]);
+    let served = format!("SELECT count(*) FROM {table} WHERE served_at > 0");
+    wait::until_true("the version to be noted", || setup.query::<i64>(&served) == 1);
+    assert_eq!(setup.query::<i64>(&format!("SELECT length(bytes) FROM {table}")), 4);
+    assert_eq!(worker.terminate(), Some(0));
+}
+
 fn begin_canary(setup: &Setup, marker: &str, share: &str) {
     let file = setup.project.write("canary.wasm", version(marker)).display().to_string();
     let _ = setup.run(&["modules", "canary", "versioned", &file, "--share", share]).ok();

@@ -24,19 +24,21 @@ pub struct Swaps {
     pub jobs: usize,
     /// Versions that ran one of them.
     pub versions: usize,
-    /// Resident memory of the worker after a fifth of the swaps, in KiB.
+    /// Resident memory of the worker before the swaps that count, in KiB.
     pub at_start_kib: u64,
     /// The same after the last one.
     pub at_end_kib: u64,
 }
 
-/// Deploys so many files, one after the other, while jobs run.
+/// Deploys `count` files, one after the other, while jobs run, after `warm_up` others under the
+/// same load: the statements and pages that each connection to SQLite keeps, the slots of the
+/// pool, and the allocator's arenas fill up once, whatever is deployed.
 ///
 /// # Panics
 /// A job failed or ran twice, an attempt ran code of two versions, a good file did not serve, or
 /// a bad one was not refused.
 #[must_use]
-pub fn swap_under_load(count: usize) -> Swaps {
+pub fn swap_under_load(warm_up: usize, count: usize) -> Swaps {
     let setup = Setup::new(Pair::Embedded, &[]);
     let other_world = Path::new(env!("CARGO_MANIFEST_DIR")).join("guests/other-world.wat");
     let other_world = wat::parse_file(other_world).unwrap();
@@ -47,7 +49,11 @@ pub fn swap_under_load(count: usize) -> Swaps {
     let producer = load(&setup, &is_over, &sent);
 
     let (mut at_start_kib, mut visible_after) = (0, Vec::new());
-    for number in 1..=count {
+    for number in 1..=warm_up + count {
+        if number == warm_up + 1 {
+            at_start_kib = rss_kib(&worker);
+            visible_after.clear();
+        }
         let (bytes, is_good) = step(number, &other_world);
         let (refused, begun) = (refusals(&worker), Instant::now());
         if number.is_multiple_of(2) {
@@ -61,9 +67,6 @@ pub fn swap_under_load(count: usize) -> Swaps {
         } else {
             wait::until_true("the bad file to be refused", || refusals(&worker) > refused);
         }
-        if number == count / 5 {
-            at_start_kib = rss_kib(&worker);
-        }
     }
     let at_end_kib = rss_kib(&worker);
     is_over.store(true, Ordering::Relaxed);
@@ -74,7 +77,7 @@ pub fn swap_under_load(count: usize) -> Swaps {
     let done = format!("SELECT count(*) FROM {table} WHERE status = 'SUCCESS' AND attempts = 1");
     let jobs = usize::try_from(setup.query::<i64>(&done)).unwrap();
     assert_eq!(jobs, sent.load(Ordering::Relaxed), "a job failed, or ran twice");
-    let versions = check_code(&setup, count);
+    let versions = check_code(&setup, warm_up + count);
     assert_eq!(worker.terminate(), Some(0));
     Swaps { visible_after, jobs, versions, at_start_kib, at_end_kib }
 }

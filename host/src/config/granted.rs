@@ -70,6 +70,14 @@ impl Config {
             add("the jobs folder", folder, true);
         }
         add("the data folder", &self.data_dir, true);
+        // With the environment and the memory of this process in it, and then the devices.
+        add("the system's folder of processes", Path::new("/proc"), true);
+        add("the system's folder of devices", Path::new("/dev"), false);
+        if let Ok(program) = std::env::current_exe()
+            && let Some(folder) = program.parent()
+        {
+            add("the folder of this program", folder, false);
+        }
         add("the code cache", &self.cache_dir(), true);
         if let Some(folder) = self.file.as_deref().and_then(Path::parent) {
             add("the folder of the configuration", folder, false);

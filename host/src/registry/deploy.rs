@@ -167,7 +167,7 @@ impl Deployer {
                 changes = watch.next() => {
                     for Change { path, is_there } in changes {
                         self.line.retain(|load| *load != Load::File(path.clone()));
-                        self.give_up(&path, &mut running);
+                        self.give_up(&path, is_there, &mut running);
                         if is_there {
                             self.line.push_back(Load::File(path));
                         } else {
@@ -199,13 +199,14 @@ impl Deployer {
         }
     }
 
-    /// Stops loading what a file held before it changed.
-    fn give_up(&mut self, path: &Path, running: &mut Option<Loading>) {
+    /// Stops loading what a file held before it changed or went. Of one that is gone nothing may
+    /// serve.
+    fn give_up(&mut self, path: &Path, is_there: bool, running: &mut Option<Loading>) {
         if !running.as_ref().is_some_and(|running| running.load == Load::File(path.into())) {
             return;
         }
         let times = self.given_up.entry(path.to_path_buf()).or_default();
-        if *times < GIVE_UPS {
+        if *times < GIVE_UPS || !is_there {
             *times += 1;
             *running = None;
             debug!("`{}` changed while it was loaded; its load is given up", path.display());

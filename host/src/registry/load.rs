@@ -58,6 +58,8 @@ pub enum LoadError {
         path.display()
     )]
     TooManyFunctions { path: PathBuf, count: u64, limit: u64 },
+    #[error("`{}` nests components deeper than {limit}; make it flatter", path.display())]
+    TooDeep { path: PathBuf, limit: usize },
     #[error(
         "`{}` is not the file that {place} pins: its digest is sha256:{found}, not sha256:{pinned}; deploy that file, or change `digest`",
         path.display()
@@ -380,10 +382,13 @@ impl Work {
         }
         let limit = self.compiler.settings().functions;
         match measure::functions(bytes) {
-            Some(count) if count > limit => {
+            Ok(Some(count)) if count > limit => {
                 Err(LoadError::TooManyFunctions { path: path(), count, limit })
             }
-            _ => Ok(()),
+            Ok(_) => Ok(()),
+            Err(measure::TooDeep) => {
+                Err(LoadError::TooDeep { path: path(), limit: measure::MAX_DEPTH })
+            }
         }
     }
 

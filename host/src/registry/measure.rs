@@ -4,8 +4,13 @@ use sha2::{Digest as _, Sha256};
 
 use crate::payload::hex;
 
-/// Deepest nesting of components that is looked into; the compiler's own parser stops before.
-const MAX_DEPTH: usize = 100;
+/// Deepest nesting of components. The compiler's parser has no limit of its own, and what is not
+/// looked into is not counted.
+pub(super) const MAX_DEPTH: usize = 100;
+
+/// Components are nested deeper than [`MAX_DEPTH`].
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct TooDeep;
 
 /// SHA-256 of a file, in lower-case hexadecimal.
 pub(super) fn digest(bytes: &[u8]) -> String {
@@ -14,27 +19,55 @@ pub(super) fn digest(bytes: &[u8]) -> String {
 
 /// How many functions all core modules of a component define together; `None` when the bytes
 /// are not well formed, which the compiler will tell better.
-pub(super) fn functions(component: &[u8]) -> Option<u64> {
+///
+/// # Errors
+/// Components are nested too deep to be counted.
+pub(super) fn functions(component: &[u8]) -> Result<Option<u64>, TooDeep> {
     const CORE_MODULE: u8 = 1;
     const COMPONENT: u8 = 4;
     const FUNCTIONS: u8 = 3;
     let mut count = 0u64;
-    let mut waiting = vec![(component, 0)];
-    while let Some((bytes, depth)) = waiting.pop() {
-        // Bytes 6 and 7 tell the layer: 0 is a core module, 1 a component.
-        let is_core = bytes.get(6..8)? == [0, 0];
-        for section in Sections::of(bytes)? {
-            let (id, content) = section?;
-            match (is_core, id) {
-                (true, FUNCTIONS) => count = count.saturating_add(leb128(content)?.0 as u64),
-                (false, CORE_MODULE | COMPONENT) if depth < MAX_DEPTH => {
-                    waiting.push((content, depth + 1));
-                }
-                _ => {}
+    let Some(whole) = Part::of(component) else { return Ok(None) };
+    let mut open = vec![whole];
+    while let Some(part) = open.last_mut() {
+        let (id, content) = match part.sections.next() {
+            Some(Some(section)) => section,
+            Some(None) => return Ok(None),
+            None => {
+                open.pop();
+                continue;
             }
+        };
+        match (part.is_core, id) {
+            (true, FUNCTIONS) => {
+                let Some((functions, _)) = leb128(content) else { return Ok(None) };
+                count = count.saturating_add(functions as u64);
+            }
+            (false, CORE_MODULE | COMPONENT) => {
+                if open.len() > MAX_DEPTH {
+                    return Err(TooDeep);
+                }
+                let Some(inner) = Part::of(content) else { return Ok(None) };
+                open.push(inner);
+            }
+            _ => {}
         }
     }
-    Some(count)
+    Ok(Some(count))
+}
+
+/// A core module or a component that is being looked through.
+struct Part<'a> {
+    is_core: bool,
+    sections: Sections<'a>,
+}
+
+impl<'a> Part<'a> {
+    fn of(bytes: &'a [u8]) -> Option<Self> {
+        // Bytes 6 and 7 tell the layer: 0 is a core module, 1 a component.
+        let is_core = bytes.get(6..8)? == [0, 0];
+        Some(Self { is_core, sections: Sections::of(bytes)? })
+    }
 }
 
 /// The version that the component's metadata tells: the custom section `version` of the
@@ -121,9 +154,26 @@ mod tests {
         let mut outer = b"\0asm\x0d\0\x01\0".to_vec();
         outer.extend(within(1, &core));
         outer.extend(within(4, &inner));
-        assert_eq!(functions(&core), Some(3));
-        assert_eq!(functions(&outer), Some(6));
-        assert_eq!(functions(&outer[..outer.len() - 1]), None);
-        assert_eq!(functions(b"nothing"), None);
+        assert_eq!(functions(&core), Ok(Some(3)));
+        assert_eq!(functions(&outer), Ok(Some(6)));
+        assert_eq!(functions(&outer[..outer.len() - 1]), Ok(None));
+        assert_eq!(functions(b"nothing"), Ok(None));
+    }
+
+    #[test]
+    fn what_is_nested_too_deep_to_be_counted_is_told() {
+        let nested = |depth: usize| {
+            let core = b"\0asm\x01\0\0\0\x03\x02\x01\0".to_vec(); // one function of type 0
+            (0..depth).fold(core, |inner, level| {
+                let mut bytes = b"\0asm\x0d\0\x01\0".to_vec();
+                bytes.push(if level == 0 { 1 } else { 4 });
+                let low = u8::try_from(inner.len() % 128).unwrap();
+                bytes.extend([low | 0x80, u8::try_from(inner.len() / 128).unwrap()]);
+                bytes.extend(inner);
+                bytes
+            })
+        };
+        assert_eq!(functions(&nested(MAX_DEPTH)), Ok(Some(1)));
+        assert_eq!(functions(&nested(MAX_DEPTH + 1)), Err(TooDeep));
     }
 }

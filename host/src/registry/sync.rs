@@ -163,9 +163,15 @@ impl Writer {
     async fn write(&self, note: &Note) -> Result<(), StoreError> {
         match note {
             Note::Serves(module) => {
-                let bytes = read(module).await;
                 let keep = self.config.load().deploy.keep;
                 let (version, size) = (&module.version, module.size);
+                // A host that starts finds most of its modules kept already, each of which may
+                // have many megabytes.
+                let bytes =
+                    match self.store.keeps_module_bytes(&version.name, &version.digest).await? {
+                        true => None,
+                        false => read(module).await,
+                    };
                 self.store.note_serving(version, size, bytes.as_deref(), &self.host, keep).await
             }
             Note::Follows { name, since } => self.store.follow_file(name, *since).await,

@@ -23,7 +23,10 @@ pub fn is_public(address: IpAddr) -> bool {
 
 fn is_public_v4(address: Ipv4Addr) -> bool {
     let [a, b, c, _] = address.octets();
-    let is_special = a == 0
+    // In no registry: on Azure it is the machine's host, which hands out secrets to who is inside.
+    let is_azure_host = address == Ipv4Addr::new(168, 63, 129, 16);
+    let is_special = is_azure_host
+        || a == 0
         || a == 10
         || a == 127
         || a >= 224
@@ -59,9 +62,9 @@ fn inner_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
         // ::ffff:a.b.c.d, the mapped form, and ::a.b.c.d, the old compatible one.
         [0, 0, 0, 0, 0, 0xffff] => Some(from(g, h)),
         [0, 0, 0, 0, 0, 0] if g != 0 => Some(from(g, h)),
-        // NAT64, well known and local.
+        // NAT64, well known. Of the local prefix, 64:ff9b:1::/48, nobody outside can tell which
+        // bits are the IPv4 address, so nothing in it is public.
         [0x64, 0xff9b, 0, 0, 0, 0] => Some(from(g, h)),
-        [0x64, 0xff9b, 1, ..] => Some(from(g, h)),
         // 6to4.
         [0x2002, ..] => Some(from(b, c)),
         _ => None,
@@ -145,6 +148,7 @@ mod tests {
             "192.168.0.1",
             "169.254.169.254",
             "100.100.100.200",
+            "168.63.129.16",
             "198.18.0.1",
             "224.0.0.1",
             "255.255.255.255",
@@ -160,6 +164,8 @@ mod tests {
             "::127.0.0.1",
             "64:ff9b::10.0.0.1",
             "64:ff9b:1::10.0.0.1",
+            "64:ff9b:1::1.1.1.1",
+            "64:ff9b:1:a9fe:a9:fe00:101:101",
             "2002:7f00:1::",
             "2002:a9fe:a9fe::1",
         ] {

@@ -94,7 +94,8 @@ impl Store {
         sqlx::query(self.sql(
             "INSERT INTO {p}module_versions AS v (name, digest, version, size, first_seen_at, bytes) \
              VALUES ($1, $2, $3, $4, {now}, $5) ON CONFLICT (name, digest) \
-             DO UPDATE SET bytes = coalesce(v.bytes, excluded.bytes)",
+             DO UPDATE SET bytes = excluded.bytes \
+             WHERE v.bytes IS NULL AND excluded.bytes IS NOT NULL",
         ))
         .bind(&module.name)
         .bind(&module.digest)
@@ -162,6 +163,20 @@ impl Store {
             query.execute(&mut *write.tx).await?;
         }
         Ok(())
+    }
+
+    /// Whether the component of a version is kept.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn keeps_module_bytes(&self, name: &str, digest: &str) -> Result<bool, StoreError> {
+        let query = sqlx::query_scalar::<_, i64>(self.sql(
+            "SELECT count(*) FROM {p}module_versions \
+             WHERE name = $1 AND digest = $2 AND bytes IS NOT NULL",
+        ));
+        let query = query.bind(name.to_owned()).bind(digest.to_owned());
+        let action = "look whether a module's version is kept";
+        Ok(self.within(action, query.fetch_one(&self.inner.pool)).await? > 0)
     }
 
     /// The component of a version; `None` when it is not kept.
