@@ -61,6 +61,7 @@ mod migrate;
 mod model;
 mod modules;
 mod old_producers;
+mod operations_page;
 mod outages;
 mod outbox_door;
 mod outbox_snippets;
