@@ -416,6 +416,9 @@ mod tests {
             assert!(sent.len() <= MAX_ATTRIBUTES);
             assert!(theirs.iter().all(|(name, value)| sent.get(name) == Some(value)));
             assert_eq!(decode(&body, &sent, "m"), Ok(job.clone()), "{count} attributes");
+            // Beside the body wherever there is room, also when it is sent once more.
+            assert_eq!(body == encode(&job), count < MAX_ATTRIBUTES, "{count} attributes");
+            assert_eq!(outgoing(&job, &sent), (body, sent), "{count} attributes");
         }
     }
 
@@ -425,6 +428,8 @@ mod tests {
         let job = decode(r#"{"name": "a"}"#, &attributes, "m").expect("well formed");
         assert!(job.is_revived && !job.is_tracked);
         assert!(outgoing(&job, &attributes).1.is_empty(), "what we send anew is no such copy");
+        let full: Attributes = (0..10).map(|n| (format!("a{n}"), "1".into())).collect();
+        assert_eq!(dead_copy_attributes(&full), full, "there is no room for the mark");
     }
 
     #[test]
@@ -451,9 +456,12 @@ mod tests {
         let url = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(json);
         assert_ne!(standard, url);
         let spaced = standard.replace('=', "").chars().flat_map(|c| [c, '\r', '\n']).collect();
+        assert!(url.contains('-') && url.contains('_'), "{url}");
         for body in [standard, url, spaced] {
             assert_eq!(read(&body).map(|job| job.args), Ok(r#"["??>>~~"]"#.into()), "{body}");
+            assert_eq!(without_base64(&body), json);
         }
+        assert_eq!(without_base64(json), json);
     }
 
     #[test]
@@ -503,6 +511,26 @@ mod tests {
         let deep = format!(r#"{{"name": "a", "args": {}{}}}"#, "[".repeat(128), "]".repeat(128));
         assert_eq!(read(&deep), Err(Malformed::NotJson(JsonError::TooDeep)));
         assert!(matches!(read(&"A".repeat(1_048_577)), Err(Malformed::TooLarge(_))));
+        assert!(!matches!(read(&"A".repeat(1_048_576)), Err(Malformed::TooLarge(_))));
+    }
+
+    #[test]
+    fn names_ids_and_groups_are_checked_to_the_byte_before_they_are_sent() {
+        let long = |bytes| "x".repeat(bytes);
+        assert_eq!((check_id(&long(256)), check_text("name", &long(256), 256)), (Ok(()), Ok(())));
+        for id in [long(257), String::new(), "a#b".into(), "a\nb".into()] {
+            assert!(check_id(&id).is_err(), "{id}");
+        }
+        assert_eq!(check_group(&long(128)), Ok(()));
+        for group in [long(129), String::new(), "a b".into(), "ñ".into()] {
+            assert!(check_group(&group).is_err(), "{group}");
+        }
+    }
+
+    #[test]
+    fn arguments_stay_as_they_were_sent_and_only_an_empty_array_is_no_object() {
+        let job = read(r#"{"name": "a", "args": [ ], "kwargs": [ ]}"#).expect("well formed");
+        assert_eq!((job.args.as_str(), job.kwargs.as_str()), ("[ ]", "{}"));
     }
 
     #[test]

@@ -175,7 +175,9 @@ mod tests {
     fn the_last_attempt_goes_to_the_dead_letter_queue() {
         assert_eq!(settle(&failed(Cause::Transient), 2, &POLICY, 0.5), Settlement::DeadLetter);
         let once = RetryPolicy { max_attempts: 1, ..POLICY };
-        assert_eq!(settle(&failed(Cause::Trap), 0, &once, 0.5), Settlement::DeadLetter);
+        for spent in [0, 7] {
+            assert_eq!(settle(&failed(Cause::Trap), spent, &once, 0.5), Settlement::DeadLetter);
+        }
     }
 
     #[test]
@@ -199,6 +201,24 @@ mod tests {
     }
 
     #[test]
+    fn a_cancelled_attempt_counts_and_its_message_goes() {
+        assert!(spends_attempt(&Outcome::Cancelled));
+        assert_eq!(settle(&Outcome::Cancelled, 0, &POLICY, 0.5), Settlement::Cancel);
+    }
+
+    #[test]
+    fn only_a_message_that_comes_again_has_a_wait() {
+        let wait = Duration::from_secs(77);
+        assert_eq!(Settlement::RetryIn(wait).wait(), Some(wait));
+        assert_eq!(Settlement::Release.wait(), Some(Duration::ZERO));
+        for gone in
+            [Settlement::Delete, Settlement::DeadLetter, Settlement::Cancel, Settlement::Abandon]
+        {
+            assert_eq!(gone.wait(), None, "{gone:?}");
+        }
+    }
+
+    #[test]
     fn backoff_doubles_up_to_the_ceiling_and_never_overflows() {
         let policy = RetryPolicy::default();
         let seconds: Vec<u64> = (1..=9).map(|n| policy.ceiling(n).as_secs()).collect();
@@ -211,5 +231,7 @@ mod tests {
     fn the_delay_of_an_unknown_job_grows() {
         let seconds: Vec<u64> = (0..=8).map(|n| unknown_job_delay(n).as_secs()).collect();
         assert_eq!(seconds, [5, 5, 10, 20, 40, 80, 160, 300, 300]);
+        let of_age = |secs| unknown_job_delay_at(Duration::from_secs(secs)).as_secs();
+        assert_eq!([0, 77, 3600].map(of_age), [5, 77, 300]);
     }
 }

@@ -256,59 +256,334 @@ impl Drop for Lease {
 
 #[cfg(test)]
 mod tests {
+    use async_trait::async_trait;
+    use futures_util::FutureExt as _;
+    use tokio::sync::mpsc;
+
     use super::*;
+    use crate::broker::{
+        Attributes, BrokerError, Depth, EntryResults, NewQueue, OutgoingMessage, ReceiveOptions,
+    };
 
     const LEASE: Duration = Duration::from_secs(30);
-    const HOURS: Duration = Duration::from_secs(12 * 3600);
+    const TWELVE_HOURS: Duration = Duration::from_secs(12 * 3600);
 
-    fn held(received_at: Instant, expires_at: Instant) -> Held {
-        let queue = Queue {
-            name: "q".into(),
-            address: "q".into(),
+    /// What a broker answers to the extension of one message.
+    type Answer = fn(&str) -> Result<EntryResults<()>, BrokerError>;
+
+    /// A broker that can only extend, and tells what it was asked for.
+    struct Extending {
+        answer: Answer,
+        asked: mpsc::UnboundedSender<Vec<(Receipt, u32)>>,
+    }
+
+    #[async_trait]
+    impl Broker for Extending {
+        async fn set_visibility(
+            &self,
+            _: &Queue,
+            changes: &[(Receipt, u32)],
+        ) -> Result<EntryResults<()>, BrokerError> {
+            let _ = self.asked.send(changes.to_vec());
+            changes.iter().try_fold(Vec::new(), |mut all, (receipt, _)| {
+                all.extend((self.answer)(&receipt.0)?);
+                Ok(all)
+            })
+        }
+        fn label(&self) -> String {
+            "a broker that extends".into()
+        }
+        fn can_drop_receives(&self) -> bool {
+            true
+        }
+        fn shares_file_with(&self, _: &str) -> bool {
+            false
+        }
+        async fn queue(&self, _: &str) -> Result<Queue, BrokerError> {
+            unreachable!("a lease knows its queue")
+        }
+        async fn send(
+            &self,
+            _: &Queue,
+            _: &[OutgoingMessage],
+        ) -> Result<EntryResults<String>, BrokerError> {
+            unreachable!("a lease sends nothing")
+        }
+        async fn receive(
+            &self,
+            _: &Queue,
+            _: ReceiveOptions,
+        ) -> Result<Vec<Delivery>, BrokerError> {
+            unreachable!("a lease receives nothing")
+        }
+        async fn delete(&self, _: &Queue, _: &[Receipt]) -> Result<EntryResults<()>, BrokerError> {
+            unreachable!("a lease deletes nothing")
+        }
+        async fn depth(&self, _: &Queue) -> Result<Depth, BrokerError> {
+            unreachable!("a lease counts nothing")
+        }
+        async fn create(&self, _: &NewQueue) -> Result<Queue, BrokerError> {
+            unreachable!("a lease creates nothing")
+        }
+        async fn list(&self) -> Result<Vec<String>, BrokerError> {
+            unreachable!("a lease lists nothing")
+        }
+        async fn purge(&self, _: &Queue) -> Result<(), BrokerError> {
+            unreachable!("a lease purges nothing")
+        }
+    }
+
+    fn queue(name: &str) -> Arc<Queue> {
+        Arc::new(Queue {
+            name: name.into(),
+            address: name.into(),
             is_fifo: false,
             max_receive_count: None,
             dead_letter_queue: None,
-            retention: Duration::from_secs(4 * 86_400),
-            max_message_bytes: 1 << 20,
+            retention: TWELVE_HOURS,
+            max_message_bytes: 1024,
+        })
+    }
+
+    fn delivery(receipt: &str, age: Duration) -> Delivery {
+        Delivery {
+            queue: "q".into(),
+            message_id: receipt.into(),
+            receipt: Receipt(receipt.into()),
+            body: String::new(),
+            attributes: Attributes::new(),
+            receive_count: 1,
+            sent_at: None,
+            group: None,
+            received_at: Instant::now() - age,
+        }
+    }
+
+    type Asked = mpsc::UnboundedReceiver<Vec<(Receipt, u32)>>;
+
+    fn leases_with(lease: Duration, answer: Answer) -> (Arc<Leases>, Asked) {
+        let (asked, told) = mpsc::unbounded_channel();
+        (Leases::new(Arc::new(Extending { answer, asked }), lease), told)
+    }
+
+    fn leases(lease: Duration) -> Arc<Leases> {
+        leases_with(lease, |_| Ok(vec![Ok(())])).0
+    }
+
+    /// Holds a message that was received `age` ago and has `left` before it is visible.
+    fn hold(leases: &Arc<Leases>, receipt: &str, age: Duration, left: Duration) -> Lease {
+        let lease = leases.hold(&queue("q"), &delivery(receipt, age));
+        leases.lock().get_mut(&lease.key).expect("held").expires_at = Instant::now() + left;
+        lease
+    }
+
+    fn left(lease: &Lease) -> Duration {
+        let held = lease.leases.lock();
+        held[&lease.key].expires_at.saturating_duration_since(Instant::now())
+    }
+
+    fn is_about(found: Duration, secs: u64) -> bool {
+        found <= Duration::from_secs(secs)
+            && found + Duration::from_secs(2) > Duration::from_secs(secs)
+    }
+
+    /// The extensions that are due, in seconds, by batch.
+    fn due(leases: &Leases) -> Vec<Vec<u64>> {
+        let batches = leases.due();
+        let secs = |batch: &Vec<(u64, Receipt, Duration, _)>| {
+            batch.iter().map(|entry| entry.2.as_secs()).collect()
         };
-        Held {
-            queue: Arc::new(queue),
-            receipt: Receipt("r".into()),
-            received_at,
-            expires_at,
-            stop: watch::channel(None).0,
-            turn: Arc::default(),
+        batches.iter().map(|(_, batch)| secs(batch)).collect()
+    }
+
+    async fn extend_all(leases: &Leases) -> Outage {
+        let outage = Outage::new("extend");
+        for (queue, group) in leases.due() {
+            leases.extend(&queue, group, &outage).await;
+        }
+        outage
+    }
+
+    #[test]
+    fn a_message_is_held_from_the_receive_call_on_but_for_a_long_poll() {
+        let leases = leases(LEASE);
+        assert_eq!(leases.lease(), LEASE);
+        let quick = leases.hold(&queue("q"), &delivery("a", Duration::from_secs(4)));
+        let polled = leases.hold(&queue("q"), &delivery("b", Duration::from_secs(20)));
+        assert!(is_about(left(&quick), 26) && is_about(left(&polled), 20));
+        assert_eq!(leases.count(), 2);
+        drop(quick);
+        assert_eq!((leases.count(), polled.is_held()), (1, true));
+    }
+
+    #[test]
+    fn an_extension_is_due_before_half_of_the_lease_is_gone() {
+        let leases = leases(LEASE);
+        let _fresh = hold(&leases, "a", Duration::ZERO, Duration::from_secs(20));
+        assert!(due(&leases).is_empty());
+        let _older = hold(&leases, "b", Duration::ZERO, Duration::from_secs(17));
+        assert_eq!(due(&leases), [[30]]);
+    }
+
+    #[test]
+    fn nothing_is_held_for_more_than_twelve_hours_from_its_receipt() {
+        let leases = leases(LEASE);
+        let age = TWELVE_HOURS - Duration::from_secs(10);
+        let last = hold(&leases, "a", age, Duration::from_secs(5));
+        let due_secs = due(&leases);
+        assert!(due_secs == [[9]] || due_secs == [[10]], "{due_secs:?}");
+        drop(last);
+        let _at_its_end = hold(&leases, "b", age, Duration::from_secs(11));
+        assert!(due(&leases).is_empty());
+        let _too_short = hold(&leases, "c", TWELVE_HOURS, Duration::ZERO);
+        assert!(due(&leases).is_empty());
+    }
+
+    #[test]
+    fn extensions_go_in_batches_of_ten_of_one_queue() {
+        let leases = leases(LEASE);
+        let mut held: Vec<Lease> = (0..23)
+            .map(|number| {
+                hold(&leases, &number.to_string(), Duration::ZERO, Duration::from_secs(9))
+            })
+            .collect();
+        let other = leases.hold(&queue("other"), &delivery("o", Duration::ZERO));
+        leases.lock().get_mut(&other.key).expect("held").expires_at = Instant::now();
+        held.push(other);
+        let mut sizes: Vec<_> =
+            leases.due().iter().map(|(queue, batch)| (queue.name.clone(), batch.len())).collect();
+        sizes.sort();
+        let of_q = |size| ("q".to_owned(), size);
+        assert_eq!(sizes, [("other".to_owned(), 1), of_q(3), of_q(10), of_q(10)]);
+    }
+
+    #[tokio::test]
+    async fn an_extension_counts_from_before_its_call() {
+        let (leases, mut asked) = leases_with(LEASE, |_| Ok(vec![Ok(())]));
+        let lease = hold(&leases, "a", Duration::ZERO, Duration::from_secs(9));
+        let outage = extend_all(&leases).await;
+        assert_eq!(asked.try_recv(), Ok(vec![(Receipt("a".into()), 30)]));
+        assert!(is_about(left(&lease), 30) && !outage.is_on());
+    }
+
+    #[tokio::test]
+    async fn an_extension_that_fails_leaves_the_lease_as_it_was_to_be_tried_again() {
+        let unavailable: Answer = |_| {
+            Err(BrokerError::Unavailable {
+                broker: "b".into(),
+                action: "extend",
+                reason: "away".into(),
+                remedy: "wait",
+            })
+        };
+        let transient: Answer = |_| Ok(vec![Err(EntryError::Transient("not now".into()))]);
+        for (answer, is_outage) in [(unavailable, true), (transient, false)] {
+            let leases = leases_with(LEASE, answer).0;
+            let lease = hold(&leases, "a", Duration::ZERO, Duration::from_secs(9));
+            assert_eq!(extend_all(&leases).await.is_on(), is_outage);
+            assert!(is_about(left(&lease), 9) && lease.stopped().borrow().is_none());
+            assert_eq!(due(&leases), [[30]]);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_expired_receipt_stops_its_own_attempt_and_no_other() {
+        let expired: Answer = |receipt| {
+            Ok(vec![if receipt == "a" { Err(EntryError::ReceiptExpired) } else { Ok(()) }])
+        };
+        let leases = leases_with(LEASE, expired).0;
+        let lost = hold(&leases, "a", Duration::ZERO, Duration::from_secs(9));
+        let kept = hold(&leases, "b", Duration::ZERO, Duration::from_secs(9));
+        extend_all(&leases).await;
+        assert_eq!((lost.is_held(), *lost.stopped().borrow()), (false, Some(Stop::LeaseLost)));
+        assert_eq!((kept.is_held(), *kept.stopped().borrow()), (true, None));
+        assert!(is_about(left(&kept), 30));
+    }
+
+    #[test]
+    fn an_attempt_is_stopped_a_tenth_of_a_lease_and_at_most_two_seconds_before_its_end() {
+        for (lease_secs, too_late_ms, in_time_ms) in [(30, 1_500, 5_000), (5, 250, 1_500)] {
+            let leases = leases(Duration::from_secs(lease_secs));
+            let lost = hold(&leases, "a", Duration::ZERO, Duration::from_millis(too_late_ms));
+            let kept = hold(&leases, "b", Duration::ZERO, Duration::from_millis(in_time_ms));
+            leases.give_up_what_is_lost();
+            assert_eq!((lost.is_held(), *lost.stopped().borrow()), (false, Some(Stop::LeaseLost)));
+            assert_eq!((kept.is_held(), *kept.stopped().borrow()), (true, None));
         }
     }
 
     #[test]
-    fn a_lease_is_extended_before_half_of_it_is_gone_and_not_all_the_time() {
-        let now = Instant::now();
-        let left = |secs| held(now, now + Duration::from_secs(secs)).extension(now, LEASE);
-        assert_eq!(left(30), None);
-        assert_eq!(left(19), None);
-        assert_eq!(left(18), Some(LEASE));
-        assert_eq!(left(0), Some(LEASE));
+    fn the_first_reason_to_stop_stays() {
+        let leases = leases(LEASE);
+        let (cancelled, running) =
+            (hold(&leases, "a", Duration::ZERO, LEASE), hold(&leases, "b", Duration::ZERO, LEASE));
+        cancelled.stopper().send_replace(Some(Stop::Cancelled));
+        let (first, second) = (cancelled.stopped(), running.stopped());
+        leases.stop_all(Stop::Interrupted);
+        assert_eq!(
+            (*first.borrow(), first.has_changed().ok()),
+            (Some(Stop::Cancelled), Some(false))
+        );
+        assert_eq!(
+            (*second.borrow(), second.has_changed().ok()),
+            (Some(Stop::Interrupted), Some(true))
+        );
+    }
+
+    #[tokio::test]
+    async fn a_settlement_waits_for_the_extension_that_is_under_way() {
+        let leases = leases(LEASE);
+        let lease = hold(&leases, "a", Duration::ZERO, Duration::from_secs(9));
+        let under_way = leases.due();
+        assert!(due(&leases).is_empty(), "one at a time");
+        let mut end = std::pin::pin!(lease.end());
+        assert!(end.as_mut().now_or_never().is_none());
+        assert_eq!(leases.count(), 1);
+        drop(under_way);
+        end.await;
+        assert_eq!(leases.count(), 0);
+    }
+
+    /// A look comes several times in a lease: the first one of a lease of 5 s is in time for a
+    /// message that has half of it.
+    #[tokio::test]
+    async fn what_is_held_is_looked_at_and_extended_by_itself() {
+        let (leases, mut asked) = leases_with(Duration::from_secs(5), |_| Ok(vec![Ok(())]));
+        let lease = hold(&leases, "a", Duration::ZERO, Duration::from_millis(2_900));
+        let hour = Duration::from_secs(3600);
+        *leases.looked_at.lock().expect("no panic") = Instant::now() - hour;
+        assert!(leases.looked_ago() >= hour);
+        let keeper = tokio::spawn(leases.clone().keep());
+        let mut stopped = lease.stopped();
+        tokio::select! {
+            changes = asked.recv() => assert_eq!(changes.map(|all| all[0].1), Some(5)),
+            _ = stopped.changed() => panic!("the lease was lost"),
+        }
+        assert!(leases.looked_ago() < hour);
+        keeper.abort();
     }
 
     /// Source: Amazon SQS API reference, `ChangeMessageVisibility`: 12 hours from the receipt, and
     /// to ask for more is an error.
     #[test]
-    fn no_lease_passes_twelve_hours_from_the_receipt() {
-        let received_at = Instant::now();
-        let mut lease = held(received_at, received_at + LEASE);
-        let (mut now, mut extensions) = (received_at, 0);
-        while now < received_at + HOURS + LEASE {
-            if let Some(extension) = lease.extension(now, LEASE) {
-                lease.expires_at = now + extension;
+    fn extended_again_and_again_a_lease_ends_twelve_hours_after_the_receipt() {
+        let leases = leases(LEASE);
+        let lease = hold(&leases, "a", Duration::ZERO, LEASE);
+        let mut all = leases.lock();
+        let held = all.get_mut(&lease.key).expect("held");
+        let end = held.received_at + TWELVE_HOURS;
+        let (mut now, mut extensions) = (held.received_at, 0);
+        while now < end + LEASE {
+            if let Some(extension) = held.extension(now, LEASE) {
+                held.expires_at = now + extension;
                 extensions += 1;
-                assert!(lease.expires_at <= received_at + HOURS, "{:?}", now - received_at);
+                assert!(held.expires_at <= end);
                 assert_eq!(extension.subsec_nanos(), 0, "SQS takes whole seconds");
             }
             now += Duration::from_millis(700);
         }
         assert!(extensions > 3000, "{extensions}");
-        let last = received_at + HOURS - lease.expires_at;
-        assert!(last < Duration::from_secs(2), "given up {last:?} too early");
+        assert!(end - held.expires_at < Duration::from_secs(2), "given up too early");
+        drop(all);
     }
 }
