@@ -2,8 +2,8 @@
 //! broker has taken it.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{Mutex, Notify};
@@ -36,13 +36,23 @@ pub struct Sender {
     broker: Arc<dyn Broker>,
     queues: Arc<Mutex<BTreeMap<String, Queue>>>,
     wake: Arc<Notify>,
+    closed: Arc<std::sync::Mutex<BTreeMap<String, Closed>>>,
+}
+
+/// A queue to which a whole call has failed. Nothing is taken for it before it is tried again, so
+/// that its rows, however many, do not stand before those of other queues.
+#[derive(Debug, Default)]
+struct Closed {
+    until: Option<Instant>,
+    backoff: Backoff,
 }
 
 impl Sender {
     /// A sender from this database to this broker.
     #[must_use]
     pub fn new(store: Store, broker: Arc<dyn Broker>) -> Self {
-        Self { store, broker, queues: Arc::default(), wake: Arc::default() }
+        let (queues, wake, closed) = (Arc::default(), Arc::default(), Arc::default());
+        Self { store, broker, queues, wake, closed }
     }
 
     /// Says that there is something to send.
@@ -117,7 +127,7 @@ impl Sender {
 
     /// Takes rows that are due and sends them; tells how many were taken.
     async fn send_due(&self) -> Result<usize, StoreError> {
-        let rows = self.store.take_outbox(TAKE, 0).await?;
+        let rows = self.store.take_outbox_but(TAKE, 0, &self.closed_queues()).await?;
         let taken = rows.len();
         for row in &rows {
             failpoint::reach("outbox-taken", &row.job.name);
@@ -133,7 +143,7 @@ impl Sender {
     }
 
     async fn send_to(&self, queue: &str, rows: &[OutboxRow]) -> Result<(), StoreError> {
-        for batch in rows.chunks(MAX_BATCH) {
+        for (number, batch) in rows.chunks(MAX_BATCH).enumerate() {
             for (row, error) in self.send_rows(queue, batch).await? {
                 warn!(
                     queue, job.id = %printable(&row.job.id),
@@ -141,8 +151,32 @@ impl Sender {
                     printable(&row.job.name)
                 );
             }
+            if self.closed_queues().iter().any(|closed| closed == queue) {
+                let rest = rows.iter().skip((number + 1) * MAX_BATCH);
+                let rest: Vec<i64> = rest.map(|row| row.id).collect();
+                return self.store.outbox_released(&rest).await;
+            }
         }
         Ok(())
+    }
+
+    /// The queues for which nothing is taken now.
+    fn closed_queues(&self) -> Vec<String> {
+        let now = Instant::now();
+        let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_closed = |found: &Closed| found.until.is_some_and(|until| until > now);
+        closed.iter().filter(|(_, found)| is_closed(found)).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Notes whether a call to a queue failed as a whole.
+    fn note_call(&self, queue: &str, has_failed: bool) {
+        let mut closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        if has_failed {
+            let found = closed.entry(queue.to_owned()).or_default();
+            found.until = Some(Instant::now() + found.backoff.next());
+        } else {
+            closed.remove(queue);
+        }
     }
 
     /// Sends up to ten rows to one queue, and notes for each what became of it. Returns the rows
@@ -177,6 +211,8 @@ impl Sender {
             }
             Err(error) => Err(error),
         };
+        let is_away = |error: &BrokerError| matches!(of_call(error), EntryError::Transient(_));
+        self.note_call(queue, sent.as_ref().is_err_and(is_away));
         let results = match sent {
             Ok(results) => results.into_iter().map(|result| result.map(|_| ())).collect(),
             Err(error) => rows.iter().map(|_| Err(of_call(&error))).collect::<Vec<_>>(),

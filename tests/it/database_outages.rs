@@ -177,7 +177,42 @@ fn a_worker_that_stops_while_the_database_is_away_gives_its_messages_back_at_onc
     assert_eq!(next.terminate(), Some(0));
 }
 
+/// Another session holds a job's row: it waits, and the others do not wait with it.
+#[test]
+fn a_row_that_is_locked_holds_up_its_own_job_only() {
+    let setup = Setup::new(Pair::PostgresSqs, &["outcomes"]);
+    let _ = setup.run(&["add", "--queue", &setup.queue, "--id", "held", "counter"]).ok();
+    let mut holder =
+        RUNTIME.block_on(sqlx::PgConnection::connect(&servers::database_url())).unwrap();
+    let lock = setup.named("BEGIN; SELECT id FROM {jobs} WHERE id = 'held' FOR UPDATE");
+    RUNTIME.block_on(sqlx::raw_sql(sqlx::AssertSqlSafe(lock)).execute(&mut holder)).unwrap();
+    send_effects(&setup, 20, "{}");
+    let mut worker = setup.worker(&[]);
+    let succeeded = "SELECT count(*) FROM {jobs} WHERE status = 'SUCCESS'";
+    wait::until_true("the others", || setup.count(succeeded) == 20);
+    assert_eq!(setup.status("held").unwrap().number("attempts"), 0);
+    RUNTIME.block_on(sqlx::raw_sql("ROLLBACK").execute(&mut holder)).unwrap();
+    wait_until_all_succeeded(&setup, 21);
+    assert_eq!(worker.terminate(), Some(0));
+}
+
 on_every_pair! {
+    /// It is somebody's to mend, and no job's fault.
+    fn a_table_that_is_missing_delays_jobs_and_loses_none(pair) {
+        let setup = Setup::new(pair, &["outcomes"]);
+        let mut worker = setup.worker(&[]);
+        worker.wait_until_ready();
+        let (there, away) = (setup.table("attempts"), setup.table("attempts_away"));
+        let bare = |table: &str| table.rsplit('.').next().unwrap().to_owned();
+        setup.execute(&format!("ALTER TABLE {there} RENAME TO {}", bare(&away)));
+        send_effects(&setup, 5, "{}");
+        worker.wait_for_line(&["cannot use the database"]);
+        assert!(setup.dead().is_empty());
+        setup.execute(&format!("ALTER TABLE {away} RENAME TO {}", bare(&there)));
+        wait_until_all_succeeded(&setup, 5);
+        assert_eq!(worker.terminate(), Some(0), "{}", worker.shown());
+    }
+
     /// A job whose row, and one whose outcome, the database will never take, among others.
     fn what_the_database_refuses_harms_its_own_job_only(pair) {
         let setup = Setup::new(pair, &["adder"]);

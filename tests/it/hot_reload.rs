@@ -111,8 +111,8 @@ in_both_ways! {
             ("linked hard", &link_anew),
             ("cp", &|file, bytes| by_program("cp", file, bytes)),
             ("mv", &|file, bytes| by_program("mv", file, bytes)),
-            ("rsync", &|file, bytes| by_program("rsync --archive", file, bytes)),
-            ("rsync again", &|file, bytes| by_program("rsync --inplace", file, bytes)),
+            ("rsync", &|file, bytes| by_program("rsync --archive --ignore-times", file, bytes)),
+            ("rsync again", &|file, bytes| by_program("rsync --inplace --ignore-times", file, bytes)),
             ("ln", &|file, bytes| by_program("ln --force", file, bytes)),
             ("linked", &symlink_anew),
         ];

@@ -69,6 +69,7 @@ on_every_pair! {
         let statement =
             format!("UPDATE {{outbox}} SET taken_until = not_before + {hour}, not_before = 0");
         setup.execute(&setup.named(&statement));
+        setup.execute(&setup.named("UPDATE {jobs} SET not_before = 0"));
 
         let _second = setup.worker(&SHORT);
         let _ = setup.wait_for_status(&parked, "SUCCESS");

@@ -168,6 +168,31 @@ on_every_pair! {
         assert_eq!(setup.wait_for_dead(1)[0].text("kind"), "unknown-job");
     }
 
+    /// What waited long for something else is given as much time for its deploy as any other.
+    fn an_old_job_that_nobody_holds_waits_for_its_module_from_its_first_receipt_on(pair) {
+        let setup = Setup::new(pair, &["outcomes"]);
+        let id = setup.add(&["nobody_holds_this"]);
+        let hours = "UPDATE {jobs} SET created_at = created_at - 10800000, \
+                     enqueued_at = enqueued_at - 10800000";
+        setup.execute(&setup.named(hours));
+        let mut worker = setup.worker(&[]);
+        worker.wait_for_line(&["no module holds the job `nobody_holds_this`", "returns in"]);
+        assert_eq!(worker.terminate(), Some(0));
+        assert_eq!(setup.status(&id).unwrap().text("status"), "PENDING");
+        assert!(setup.dead().is_empty());
+    }
+
+    fn a_job_that_nobody_held_and_whose_message_is_gone_is_listed_as_lost(pair) {
+        let setup = Setup::new(pair, &["outcomes"]);
+        setup.send_body(r#"{"id": "nobody", "name": "nobody_holds_this"}"#);
+        let mut worker = setup.worker(&["--lease", "5s"]);
+        worker.wait_for_line(&["no module holds the job", "returns in"]);
+        setup.purge();
+        let row = setup.wait_for_status("nobody", "FAILURE");
+        assert_eq!(row.text("error_kind"), "lost");
+        assert_eq!(worker.terminate(), Some(0));
+    }
+
     /// The worker dies with the job; then somebody empties the queue.
     fn a_job_whose_message_is_gone_is_listed_as_lost(pair) {
         let setup = Setup::new(pair, &["outcomes"]);

@@ -118,6 +118,28 @@ fn a_batch_that_is_refused_as_a_whole_is_sent_one_by_one() {
     assert_eq!(worker.terminate(), Some(0));
 }
 
+/// However many rows wait for a queue that can't be sent to: it is tried now and then, and what
+/// waits for other queues is sent.
+#[test]
+fn rows_of_a_queue_that_can_t_be_sent_to_do_not_hold_up_those_of_others() {
+    let (setup, proxy) = behind_proxy(Pair::SqliteSqs, 26);
+    let bad = setup.another_queue();
+    let mut worker = setup.worker(&[&bad]);
+    worker.wait_until_ready();
+    proxy.deny_queue(&bad);
+    let columns = "INSERT INTO {outbox} (job_id, job_name, queue, args, enqueued_at) VALUES";
+    let rows: Vec<String> =
+        (0..300).map(|n| format!("('bad-{n}', 'counter', '{bad}', '[]', 0)")).collect();
+    setup.execute(&setup.named(&format!("{columns} {}", rows.join(", "))));
+    let good = format!("{columns} ('good', 'counter', '{}', '[]', 1)", setup.queue);
+    setup.execute(&setup.named(&good));
+    let _ = setup.wait_for_status("good", "SUCCESS");
+    assert_eq!(setup.count("SELECT count(*) FROM {outbox}"), 300, "none is given up for it");
+    let tried = setup.count("SELECT count(*) FROM {outbox} WHERE tries > 0 AND error IS NOT NULL");
+    assert!(tried <= 100, "{tried} rows were tried: each call costs the others time");
+    assert_eq!(worker.terminate(), Some(0));
+}
+
 /// A queue that can't be read is asked again after growing waits; the others go on meanwhile.
 #[test]
 fn a_queue_that_is_gone_costs_the_others_nothing() {

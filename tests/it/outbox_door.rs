@@ -38,9 +38,15 @@ on_every_pair! {
         setup.execute(&insert(&setup, "elsewhere", "queue-of-others", "[1]"));
         setup.execute(&insert(&setup, "no-json", &setup.queue, "[1"));
         setup.execute(&insert(&setup, "a#b", &setup.queue, "[1]"));
-        let dead = setup.wait_for_dead(3);
+        let beyond = insert(&setup, "beyond", &setup.queue, "[1]");
+        setup.execute(&beyond.replace("1800000000000", "9223372036854775807"));
+        let dead = setup.wait_for_dead(4);
+        // The view can still be read.
+        let view = format!("SELECT count(*) FROM {} WHERE enqueued_at IS NOT NULL", setup.table("job_status"));
+        assert_eq!(setup.query::<i64>(&view), 4);
         let reason = |id: &str| dead.iter().find(|dead| dead.text("id") == id).unwrap().text("reason");
         assert!(reason("elsewhere").contains("neither configured nor served"));
+        assert!(reason("beyond").contains("enqueued_at"));
         assert!(reason("no-json").contains("array") && reason("a#b").contains('#'));
         let job = setup.wait_for_status("elsewhere", "FAILURE");
         assert_eq!(job.text("error_kind"), "undeliverable");

@@ -90,6 +90,23 @@ on_every_pair! {
     }
 
     /// Slots that become free while the earlier queue is asked are not the later one's.
+    fn in_strict_order_a_queue_that_is_paused_is_not_waited_for(pair) {
+        let setup = Setup::new(pair, &["outcomes"]);
+        let late = setup.another_queue();
+        let args = [setup.queue.as_str(), late.as_str(), "--strict", "--concurrency", "1"];
+        let mut worker = setup.project.worker(&args);
+        worker.wait_until_ready();
+        let ids = add_sleeps(&setup, &setup.queue, 6, "1500");
+        let _ = setup.wait_for_status(&ids[0], "RUNNING");
+        let _ = setup.run(&["queues", "pause", &setup.queue]).ok();
+        worker.wait_for_line(&["is paused"]);
+        let other = add_sleeps(&setup, &late, 1, "1").remove(0);
+        let _ = setup.wait_for_status(&other, "SUCCESS");
+        let left = rows(&setup).values().filter(|row| row.text("status") == "PENDING").count();
+        assert!(left > 0, "the paused queue was not worked off first");
+        assert_eq!(worker.terminate(), Some(0));
+    }
+
     fn strict_order_holds_with_several_slots(pair) {
         let setup = Setup::new(pair, &["outcomes"]);
         let late = setup.another_queue();

@@ -78,6 +78,7 @@ fn claim(job: &Job, worker: &str, token: &str) -> ClaimRequest {
         queue: "q".into(),
         group: None,
         sent_at: None,
+        message_id: "m".into(),
         token: token.into(),
         worker_id: worker.into(),
         module: version(),
@@ -805,6 +806,38 @@ on_every_database! {
         let begun = begin(&store, &moved, "t3").await;
         assert_eq!((begun.attempt, begun.spent), (2, 0));
         assert!(store.dead("a").await.unwrap().is_none());
+
+        // It fails once more, and that message comes once more.
+        assert!(end(&store, finish(&moved, "t3", 2, Ending::Failure(Box::new(dead("a"))))).await);
+        let again = store.claim(&[claim(&moved, "w", "t4")]).await.unwrap();
+        assert_eq!(again, [Claim::Finished("FAILURE".into())]);
+        let another = ClaimRequest { message_id: "m2".into(), ..claim(&moved, "w", "t5") };
+        assert!(matches!(store.claim(&[another]).await.unwrap()[..], [Claim::Begun(_)]));
+    }
+
+    /// Each of two workers has a delivery of the same message.
+    async fn of_two_claims_at_once_one_is_made_and_the_other_held(store) {
+        for id in ["w1", "w2"] {
+            store.renew_worker(&worker(id, LEASE)).await.unwrap();
+        }
+        for number in 0..50 {
+            let job = job(&format!("job-{number}"));
+            assert!(matches!(
+                store.enqueue(&NewJob { job: job.clone(), ..new_job() }).await.unwrap(),
+                Enqueued::Added { .. }
+            ));
+            let claims = ["w1", "w2"].map(|id| {
+                let (store, request) = (store.clone(), claim(&job, id, &format!("{id}-{number}")));
+                tokio::spawn(async move { store.claim(&[request]).await.unwrap().remove(0) })
+            });
+            let mut found = Vec::new();
+            for claim in claims {
+                found.push(claim.await.unwrap());
+            }
+            let begun = found.iter().filter(|claim| matches!(claim, Claim::Begun(_))).count();
+            let held = found.iter().filter(|claim| matches!(claim, Claim::Held(_))).count();
+            assert_eq!((begun, held), (1, 1), "{found:?}");
+        }
     }
 
     async fn a_child_under_another_jobs_id_is_kept_in_the_dead_list(store) {

@@ -32,6 +32,8 @@ pub struct ClaimRequest {
     pub group: Option<String>,
     /// When the message was sent.
     pub sent_at: Option<Timestamp>,
+    /// The broker's id of the message.
+    pub message_id: String,
     /// The new attempt's token: differs for each attempt anywhere.
     pub token: String,
     /// The worker's row.
@@ -87,7 +89,7 @@ pub const MAX_CRASHES: u32 = 2;
 
 const COLUMNS: &str = "j.id, j.name, j.fingerprint, j.status, j.attempts, j.spent, j.crashes, \
     j.retry_at, j.enqueued_at, j.schedule, j.fire_time, j.generation, j.token, j.alone, \
-    j.error_kind, j.group_position, j.cancel_requested, w.renewed_at, w.lease_ms";
+    j.error_kind, j.group_position, j.cancel_requested, j.worker_id, j.revived_by";
 
 impl Store {
     /// Claims a group of jobs in one transaction; the answers stand in the order of the requests.
@@ -99,7 +101,7 @@ impl Store {
     }
 
     async fn claim_all(&self, requests: &[ClaimRequest]) -> Result<Vec<Claim>, sqlx::Error> {
-        let mut write = self.begin().await?;
+        let mut write = self.begin_impatient().await?;
         let now: i64 =
             sqlx::query_scalar(self.sql("SELECT {now}")).fetch_one(&mut *write.tx).await?;
 
@@ -133,10 +135,8 @@ impl Store {
         query.execute(&mut *write.tx).await?;
 
         let select = format!(
-            "SELECT {COLUMNS} FROM {{p}}jobs j LEFT JOIN {{p}}workers w ON w.id = j.worker_id \
-             WHERE j.id IN {} ORDER BY j.id {}",
+            "SELECT {COLUMNS} FROM {{p}}jobs j WHERE j.id IN {} ORDER BY j.id {{for_update}}",
             placeholders(1, sorted.len()),
-            if self.dialect() == super::Dialect::Postgres { "FOR UPDATE OF j" } else { "" }
         );
         let mut query = sqlx::query(self.sql(&select));
         for request in &sorted {
@@ -145,9 +145,10 @@ impl Store {
         let rows = query.fetch_all(&mut *write.tx).await?;
         let mut known = std::collections::HashMap::with_capacity(rows.len());
         for row in &rows {
-            let row = JobRow::read(row, now)?;
+            let row = JobRow::read(row)?;
             known.insert(row.id.clone(), row);
         }
+        self.read_claims(&mut write, known.values_mut(), now).await?;
 
         let mut answers = Vec::with_capacity(requests.len());
         let mut begun = Vec::new();
@@ -160,6 +161,7 @@ impl Store {
             }
             if revives(row, request) {
                 self.revive(&mut write, &row.id).await?;
+                self.note_revival(&mut write, request).await?;
                 row.revive();
             }
             let (mut claim, took_over) = decide(row, request, now);
@@ -193,6 +195,54 @@ impl Store {
         }
         write.tx.commit().await?;
         Ok(answers)
+    }
+
+    /// Reads until when the claims of running jobs live. A statement of its own: one that waits for
+    /// a job's row finds it as it is then, and rows that it joins as they were before.
+    async fn read_claims(
+        &self,
+        write: &mut super::Write,
+        rows: impl Iterator<Item = &mut JobRow>,
+        now: i64,
+    ) -> Result<(), sqlx::Error> {
+        let mut running: Vec<&mut JobRow> =
+            rows.filter(|row| row.status == "RUNNING" && row.worker_id.is_some()).collect();
+        if running.is_empty() {
+            return Ok(());
+        }
+        let statement = format!(
+            "SELECT id, renewed_at, lease_ms FROM {{p}}workers WHERE id IN {}",
+            placeholders(1, running.len())
+        );
+        let mut query = sqlx::query(self.sql(&statement));
+        for row in &running {
+            query = query.bind(row.worker_id.clone());
+        }
+        for worker in query.fetch_all(&mut *write.tx).await? {
+            let id: String = worker.try_get("id")?;
+            // A renewal of the future was written before the clock was set back: no claim holds
+            // others off for longer than a lease.
+            let renewed_at = worker.try_get::<i64, _>("renewed_at")?.min(now);
+            let until = renewed_at.saturating_add(worker.try_get("lease_ms")?);
+            for row in running.iter_mut().filter(|row| row.worker_id.as_deref() == Some(&id)) {
+                row.alive_until = Some(until);
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes the message that has a job run again: each of them does so once.
+    async fn note_revival(
+        &self,
+        write: &mut super::Write,
+        request: &ClaimRequest,
+    ) -> Result<(), sqlx::Error> {
+        sqlx::query(self.sql("UPDATE {p}jobs SET revived_by = $1 WHERE id = $2"))
+            .bind(&request.message_id)
+            .bind(&request.job.id)
+            .execute(&mut *write.tx)
+            .await
+            .map(|_| ())
     }
 
     /// What a job of a FIFO queue gets instead of beginning, while another of its message group is
@@ -296,7 +346,7 @@ impl Store {
         for statement in [
             "UPDATE {p}jobs SET status = 'PENDING', spent = 0, crashes = 0, alone = 0, \
              error = NULL, error_kind = NULL, error_stage = NULL, backtrace = NULL, \
-             retry_at = NULL, finished_at = NULL, cancel_requested = 0, pruned = 0, \
+             retry_at = NULL, unknown_since = NULL, finished_at = NULL, cancel_requested = 0, pruned = 0, \
              updated_at = {now} WHERE id = $1 AND status IN ('FAILURE', 'CANCELLED')",
             "DELETE FROM {p}dead WHERE job_id = $1 AND id = $1 \
              AND kind IN ('failed', 'crashed', 'lost', 'undeliverable', 'unknown-job')",
@@ -341,7 +391,7 @@ impl Store {
              alone = v.alone, \
              module = v.module, module_version = v.module_version, \
              module_digest = v.module_digest, attempts = j.attempts + 1, started_at = {now}, \
-             retry_at = NULL, progress = -1, progress_message = NULL, updated_at = {now} \
+             retry_at = NULL, unknown_since = NULL, progress = -1, progress_message = NULL, updated_at = {now} \
              FROM v WHERE j.id = v.id",
             placeholders(begun.len(), 7)
         );
@@ -392,14 +442,16 @@ struct JobRow {
     group_position: Option<i64>,
     /// Somebody cancelled the job while an attempt ran.
     is_cancelled: bool,
+    /// The worker that runs it, or ran it last.
+    worker_id: Option<String>,
+    /// The message that has revived it.
+    revived_by: Option<String>,
     /// Until when the claim of the worker that runs it lives; `None` when that worker is gone.
     alive_until: Option<i64>,
 }
 
 impl JobRow {
-    fn read(row: &AnyRow, now: i64) -> Result<Self, sqlx::Error> {
-        let renewed_at: Option<i64> = row.try_get("renewed_at")?;
-        let lease_ms: Option<i64> = row.try_get("lease_ms")?;
+    fn read(row: &AnyRow) -> Result<Self, sqlx::Error> {
         Ok(Self {
             id: row.try_get("id")?,
             name: row.try_get("name")?,
@@ -418,11 +470,9 @@ impl JobRow {
             error_kind: row.try_get("error_kind")?,
             group_position: row.try_get("group_position")?,
             is_cancelled: row.try_get::<i64, _>("cancel_requested")? != 0,
-            // A renewal of the future was written before the clock was set back: no claim holds
-            // others off for longer than a lease.
-            alive_until: renewed_at
-                .zip(lease_ms)
-                .map(|(at, lease)| at.min(now).saturating_add(lease)),
+            worker_id: row.try_get("worker_id")?,
+            revived_by: row.try_get("revived_by")?,
+            alive_until: None,
         })
     }
 }
@@ -457,7 +507,9 @@ impl JobRow {
 fn revives(row: &JobRow, request: &ClaimRequest) -> bool {
     let is_same = row.name == request.job.name && row.fingerprint == request.job.fingerprint();
     let was_lost = row.error_kind.as_deref() == Some("lost");
-    is_same && row.status == "FAILURE" && (was_lost || request.job.is_revived)
+    let is_moved_back =
+        request.job.is_revived && row.revived_by.as_ref() != Some(&request.message_id);
+    is_same && row.status == "FAILURE" && (was_lost || is_moved_back)
 }
 
 /// Decides a claim by the job's row; tells also whether it takes over from a worker that died.

@@ -141,7 +141,7 @@ impl Store {
         .bind(job.fingerprint())
         .bind(&row.group)
         .bind(now)
-        .bind(job.enqueued_at.map_or(now, |time| time.0))
+        .bind(job.enqueued_at.map_or(now, |time| time.0).clamp(*ENQUEUED.start(), *ENQUEUED.end()))
         .bind(now)
         .bind(if fault.is_some() { "FAILURE" } else { "PENDING" })
         .bind(fault)
@@ -187,6 +187,9 @@ impl Store {
 }
 
 /// Why a row of another application can't be sent.
+/// Times that can be shown: milliseconds of the years 1970 to 9999.
+const ENQUEUED: std::ops::RangeInclusive<i64> = 0..=253_402_300_799_999;
+
 fn fault(row: &OutboxRow, queues: &[String]) -> Option<String> {
     let job = &row.job;
     let checked = check_text("id", &job.id, MAX_ID_BYTES)
@@ -195,6 +198,9 @@ fn fault(row: &OutboxRow, queues: &[String]) -> Option<String> {
         .and_then(|()| {
             if job.id.contains('#') {
                 return Err("its id contains `#`".to_owned());
+            }
+            if job.enqueued_at.is_some_and(|time| !ENQUEUED.contains(&time.0)) {
+                return Err("its enqueued_at is no time of the years 1970 to 9999 in milliseconds".to_owned());
             }
             json::check_array(&job.args).map_err(|error| format!("its args are no JSON array: {error}"))?;
             json::check_object(&job.kwargs)

@@ -112,7 +112,7 @@ impl Store {
     }
 
     async fn finish_all(&self, requests: &[FinishRequest]) -> Result<Vec<bool>, sqlx::Error> {
-        let mut write = self.begin().await?;
+        let mut write = self.begin_impatient().await?;
         let now: i64 =
             sqlx::query_scalar(self.sql("SELECT {now}")).fetch_one(&mut *write.tx).await?;
         for request in requests.iter().filter(|request| !request.is_claimed) {
@@ -167,8 +167,8 @@ impl Store {
         let done = sqlx::query(self.sql(
             "INSERT INTO {p}jobs (id, name, queue, status, args, kwargs, fingerprint, \
              message_group, attempts, token, worker_id, module, module_version, module_digest, \
-             created_at, enqueued_at, started_at, updated_at) \
-             VALUES ($1, $2, $3, 'RUNNING', $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) \
+             created_at, enqueued_at, started_at, updated_at, sent_at) \
+             VALUES ($1, $2, $3, 'RUNNING', $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $17) \
              ON CONFLICT (id) DO NOTHING",
         ))
         .bind(&request.job.id)

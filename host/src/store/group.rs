@@ -1,8 +1,8 @@
 //! Grouped writes: many attempts, one transaction.
 //!
 //! Calls that come while a transaction runs wait for the next one and share it. When the
-//! database refuses a group, each call is tried by itself, so that a row it won't take harms
-//! its own job only.
+//! database refuses a group, or one of its rows is held by another session, each call is tried by
+//! itself, so that such a row harms its own job only.
 
 use std::sync::Arc;
 
@@ -69,7 +69,7 @@ where
                 let _ = answer.send(Ok(result));
             }
         }
-        Err(error) if requests.len() == 1 || error.is_transient() => {
+        Err(error) if requests.len() == 1 || (error.is_transient() && !error.is_stall()) => {
             let error = Arc::new(error);
             for answer in answers {
                 let _ = answer.send(Err(error.clone()));

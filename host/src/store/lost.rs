@@ -33,11 +33,11 @@ pub struct LostFilter {
 
 const WHERE: &str = "queue = $1 AND status IN ('PENDING', 'RUNNING', 'RETRY') \
     AND updated_at < {now} - $2 \
-    AND (status <> 'PENDING' OR (sent_at < {now} - $2 AND coalesce(not_before, 0) < {now} - $2)) \
+    AND (status <> 'PENDING' OR (coalesce(sent_at, created_at) < {now} - $2 AND coalesce(not_before, 0) < {now} - $2)) \
     AND (status <> 'RETRY' OR retry_at < {now} - $2) \
     AND (status <> 'RUNNING' OR NOT EXISTS (SELECT 1 FROM {p}workers w WHERE w.id = j.worker_id \
          AND w.renewed_at + w.lease_ms > {now} - $2)) \
-    AND ($3 < 0 OR sent_at < {now} - $3) \
+    AND ($3 < 0 OR coalesce(sent_at, created_at) < {now} - $3) \
     AND NOT EXISTS (SELECT 1 FROM {p}outbox o WHERE o.job_id = j.id AND o.body IS NULL)";
 
 impl Store {

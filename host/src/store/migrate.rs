@@ -18,7 +18,7 @@ const TABLE: &str = "sqjobs_migrations";
 
 /// Oldest schema that this host serves: that of the release before. There is none yet, so all
 /// statements may need the newest.
-const OLDEST_SERVED: i64 = 6;
+const OLDEST_SERVED: i64 = 7;
 
 /// Key of the PostgreSQL advisory lock under which a migration runs: "sqjobs" in ASCII.
 const ADVISORY_LOCK: i64 = 0x7371_6a6f_6273;

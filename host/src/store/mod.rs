@@ -16,7 +16,11 @@
 //!            FAILURE  ◀───────────────────────────────────────┤ failed for good (dead list)
 //!            CANCELLED ◀──────────────────────────────────────┘
 //!
-//!            FAILURE  ─────────▶  PENDING   `dead retry`, or its message came all the same
+//!            PENDING, RETRY  ──▶  CANCELLED   `cancel`
+//!            PENDING, RETRY, RUNNING  ──▶  FAILURE   its message is gone (`lost`), can't be sent
+//!                                  (`undeliverable`), or was put aside (`unknown-job`, `crashed`)
+//!            FAILURE, CANCELLED  ──▶  PENDING   `dead retry`; a FAILURE also when its message came
+//!                                  all the same, or was moved back from a dead-letter queue
 //! ```
 //!
 //! `RUNNING` and only `RUNNING` has an owner (`token`); an outcome is stored only by a statement
@@ -61,6 +65,9 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 pub(crate) use open::{known_sqlite_remedy, sqlite_remedy};
 
 use crate::broker::Attributes;
+
+/// How long a transaction of many jobs waits for a row that another session holds.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a statement or a wait for a connection may take before the call is given up. A
 /// database that stalls must not hold work for ever: the caller retries while it has its lease.
@@ -157,6 +164,40 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether the database will never take these values: they break a constraint, or can't be
+    /// held. Anything else, a table or a right that is missing too, is somebody's to mend, and
+    /// waits for that.
+    ///
+    /// Source: PostgreSQL documentation, "Error Codes", classes 22, 23 and 54; sqlite.org/rescode.html.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Statement { source: sqlx::Error::Database(error), .. } => {
+                error.code().is_some_and(|code| match code.len() {
+                    5 => ["22", "23", "54"].iter().any(|class| code.starts_with(class)),
+                    _ => code.parse().is_ok_and(|code: u32| matches!(code & 0xff, 18..=20)),
+                })
+            }
+            // A row that somebody edited to nonsense.
+            Self::Statement { source, .. } => matches!(
+                source,
+                sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) | sqlx::Error::Encode(_)
+            ),
+            _ => false,
+        }
+    }
+
+    /// Whether another session holds what the call needs: a part of it may work at once.
+    pub(crate) fn is_stall(&self) -> bool {
+        match self {
+            Self::Timeout { .. } => true,
+            Self::Statement { source: sqlx::Error::Database(error), .. } => {
+                matches!(error.code().as_deref(), Some("55P03" | "57014" | "40P01"))
+            }
+            _ => false,
+        }
+    }
+
     /// Whether the same call may work later without anybody's doing.
     #[must_use]
     pub fn is_transient(&self) -> bool {
@@ -338,6 +379,17 @@ impl Store {
             }
             Dialect::Postgres => Ok(Write { tx: self.inner.pool.begin().await?, _turn: None }),
         }
+    }
+
+    /// [`Self::begin`], for many jobs at once: gives up soon where another session holds one of
+    /// their rows, so that it does not hold up the others.
+    async fn begin_impatient(&self) -> Result<Write, sqlx::Error> {
+        let mut write = self.begin().await?;
+        if self.inner.dialect == Dialect::Postgres {
+            let statement = format!("SET LOCAL lock_timeout = {}", LOCK_TIMEOUT.as_millis());
+            sqlx::query(AssertSqlSafe(statement)).execute(&mut *write.tx).await?;
+        }
+        Ok(write)
     }
 
     fn failed(&self, action: &'static str) -> impl FnOnce(sqlx::Error) -> StoreError + '_ {

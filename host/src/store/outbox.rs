@@ -119,21 +119,39 @@ impl Store {
         limit: u32,
         ahead_ms: i64,
     ) -> Result<Vec<OutboxRow>, StoreError> {
+        self.take_outbox_but(limit, ahead_ms, &[]).await
+    }
+
+    /// [`Self::take_outbox`] without the rows of some queues, as the rows name them.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn take_outbox_but(
+        &self,
+        limit: u32,
+        ahead_ms: i64,
+        closed: &[String],
+    ) -> Result<Vec<OutboxRow>, StoreError> {
         self.within("take rows of the outbox", async {
             let mut write = self.begin().await?;
+            let is_open = match closed.len() {
+                0 => String::new(),
+                count => {
+                    let list: Vec<String> = (3..3 + count).map(|n| format!("${n}")).collect();
+                    format!("AND o.queue NOT IN ({})", list.join(", "))
+                }
+            };
             let statement = format!(
                 "UPDATE {{p}}outbox SET taken_until = {{now}} + {TAKEN_FOR_MS}, tries = tries + 1 \
                  WHERE id IN (SELECT id FROM {{p}}outbox o \
                  WHERE not_before <= {{now}} + $1 \
                  AND (taken_until <= {{now}} OR taken_until > {{now}} + {LONGEST_HELD_MS}) \
-                 AND NOT ({IS_BLOCKED}) \
+                 AND NOT ({IS_BLOCKED}) {is_open} \
                  ORDER BY not_before, id LIMIT $2 {{skip_locked}}) RETURNING {COLUMNS}"
             );
-            let rows = sqlx::query(self.sql(&statement))
-                .bind(ahead_ms)
-                .bind(i64::from(limit))
-                .fetch_all(&mut *write.tx)
-                .await?;
+            let query = sqlx::query(self.sql(&statement)).bind(ahead_ms).bind(i64::from(limit));
+            let query = closed.iter().fold(query, |query, queue| query.bind(queue.clone()));
+            let rows = query.fetch_all(&mut *write.tx).await?;
             let rows = rows.iter().map(OutboxRow::read).collect::<Result<Vec<_>, _>>()?;
             let rows = self.take_in(&mut write, rows).await?;
             write.tx.commit().await?;
@@ -186,6 +204,25 @@ impl Store {
         .await
     }
 
+    /// Gives rows back that were taken and not tried.
+    ///
+    /// # Errors
+    /// The database failed; they are taken again in half a minute.
+    pub async fn outbox_released(&self, ids: &[i64]) -> Result<(), StoreError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let statement = format!(
+            "UPDATE {{p}}outbox SET taken_until = 0, tries = tries - 1 WHERE id IN {}",
+            placeholders(1, ids.len())
+        );
+        let query = sqlx::query(self.sql(&statement));
+        let query = ids.iter().fold(query, |query, id| query.bind(*id));
+        self.within("give rows of the outbox back", query.execute(&self.inner.pool))
+            .await
+            .map(|_| ())
+    }
+
     /// Notes that a row could not be sent now, and leaves it alone for `wait_ms` milliseconds: a
     /// minute at most.
     ///
@@ -235,6 +272,11 @@ impl Store {
             let mut write = self.begin().await?;
             let now: i64 =
                 sqlx::query_scalar(self.sql("SELECT {now}")).fetch_one(&mut *write.tx).await?;
+            // Before its outbox row, as all who lock both.
+            sqlx::query(self.sql("SELECT id FROM {p}jobs WHERE id = $1 {for_update}"))
+                .bind(&dead.job_id)
+                .fetch_optional(&mut *write.tx)
+                .await?;
             let deleted = sqlx::query(self.sql("DELETE FROM {p}outbox WHERE id = $1"))
                 .bind(id)
                 .execute(&mut *write.tx)

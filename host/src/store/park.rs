@@ -37,7 +37,7 @@ pub struct ParkRequest {
 pub enum Seen {
     /// It waits, since so long.
     Waiting {
-        /// Time since its row was written.
+        /// Time since a message of it was received first and no module held it.
         age: Duration,
     },
     /// It has its final status.
@@ -58,8 +58,10 @@ impl Store {
                 sqlx::query_scalar(self.sql("SELECT {now}")).fetch_one(&mut *write.tx).await?;
             self.insert_unknown(&mut write, request, now).await?;
             let row = sqlx::query(self.sql(
-                "SELECT name, fingerprint, status, error_kind, created_at FROM {p}jobs WHERE id = $1",
+                "UPDATE {p}jobs SET unknown_since = coalesce(unknown_since, $1) WHERE id = $2 \
+                 RETURNING name, fingerprint, status, error_kind, unknown_since",
             ))
+            .bind(now)
             .bind(&request.job.id)
             .fetch_one(&mut *write.tx)
             .await?;
@@ -67,13 +69,14 @@ impl Store {
             let text = |column: &str| row.try_get::<String, _>(column);
             let is_same = text("name")? == request.job.name
                 && text("fingerprint")? == request.job.fingerprint();
-            let was_lost = row.try_get::<Option<String>, _>("error_kind")?.as_deref() == Some("lost");
+            let was_lost =
+                row.try_get::<Option<String>, _>("error_kind")?.as_deref() == Some("lost");
             let is_final = matches!(text("status")?.as_str(), "SUCCESS" | "FAILURE" | "CANCELLED");
             Ok(match (is_same, is_final && !was_lost) {
                 (false, _) => Seen::Other,
                 (true, true) => Seen::Finished,
                 (true, false) => {
-                    let age = now.saturating_sub(row.try_get("created_at")?);
+                    let age = now.saturating_sub(row.try_get("unknown_since")?);
                     Seen::Waiting { age: Duration::from_millis(u64::try_from(age).unwrap_or(0)) }
                 }
             })
@@ -93,6 +96,11 @@ impl Store {
             let now: i64 =
                 sqlx::query_scalar(self.sql("SELECT {now}")).fetch_one(&mut *write.tx).await?;
             self.insert_unknown(&mut write, request, now).await?;
+            // Before its outbox row, as all who lock both.
+            sqlx::query(self.sql("SELECT id FROM {p}jobs WHERE id = $1 {for_update}"))
+                .bind(&request.job.id)
+                .fetch_optional(&mut *write.tx)
+                .await?;
             sqlx::query(self.sql("DELETE FROM {p}outbox WHERE job_id = $1 AND body IS NULL"))
                 .bind(&request.job.id)
                 .execute(&mut *write.tx)
@@ -113,8 +121,8 @@ impl Store {
         let job = &request.job;
         sqlx::query(self.sql(
             "INSERT INTO {p}jobs (id, name, queue, args, kwargs, fingerprint, message_group, \
-             created_at, enqueued_at, updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
-             ON CONFLICT (id) DO NOTHING",
+             created_at, enqueued_at, updated_at, sent_at) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT (id) DO NOTHING",
         ))
         .bind(&job.id)
         .bind(&job.name)
@@ -125,6 +133,8 @@ impl Store {
         .bind(&request.group)
         .bind(now)
         .bind(job.enqueued_at.map_or(now, |time| time.0))
+        .bind(now)
+        // Not before it was: the sweep for what is lost counts from here.
         .bind(now)
         .execute(&mut *write.tx)
         .await

@@ -123,7 +123,7 @@ impl Message<'_> {
                     self.worker.database_outage.over();
                     return Answer::Said(answer);
                 }
-                Err(error) if error.is_transient() => {
+                Err(error) if !error.is_refusal() => {
                     self.worker.database_outage.note(&*error);
                     if gives_up() {
                         break;

@@ -68,6 +68,8 @@ pub(super) async fn poll(shared: Arc<Shared>, polled: Arc<Polled>) {
     loop {
         if shared.pauses.is_paused(&queue.name) {
             info!(queue = %queue.name, "queue `{}` is paused: nothing is received from it", queue.name);
+            // In strict order what it has is not waited for.
+            shared.slots.set_busy(polled.index, false);
             tokio::select! {
                 biased;
                 () = shared.stopping.cancelled() => break,

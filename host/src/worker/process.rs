@@ -273,6 +273,7 @@ impl Message<'_> {
             queue: self.delivery.queue.clone(),
             group: self.delivery.group.clone(),
             sent_at: self.delivery.sent_at,
+            message_id: self.delivery.message_id.clone(),
             token: token.to_owned(),
             worker_id: self.worker.id.clone(),
             module: served.module.version.clone(),

@@ -19,6 +19,13 @@ impl Request {
         self.asked()["QueueUrl"].as_str().is_some_and(|url| url.ends_with(".fifo"))
     }
 
+    /// Whether the call is about the queue of this name.
+    pub(super) fn is_of_queue(&self, name: &str) -> bool {
+        let asked = self.asked();
+        let url = asked["QueueUrl"].as_str().unwrap_or_default();
+        url.rsplit('/').next() == Some(name) || asked["QueueName"].as_str() == Some(name)
+    }
+
     /// How many entries a batch has.
     pub(super) fn entries(&self) -> usize {
         self.asked()["Entries"].as_array().map_or(0, Vec::len)

@@ -68,6 +68,7 @@ struct Shared {
     delivered: BTreeMap<String, Value>,
     /// Actions that nobody is allowed to call.
     denied: Vec<&'static str>,
+    denied_queue: Option<String>,
     upstream: String,
 }
 
@@ -103,6 +104,7 @@ impl Proxy {
             calls: BTreeMap::new(),
             delivered: BTreeMap::new(),
             denied: Vec::new(),
+            denied_queue: None,
             upstream,
         }));
         let listener = RUNTIME.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
@@ -126,6 +128,11 @@ impl Proxy {
     /// credentials do not allow.
     pub fn deny(&self, actions: &[&'static str]) {
         self.shared.lock().unwrap().denied = actions.to_vec();
+    }
+
+    /// Has all calls about this queue be refused like that.
+    pub fn deny_queue(&self, name: &str) {
+        self.shared.lock().unwrap().denied_queue = Some(name.to_owned());
     }
 
     /// How many calls of an action, such as `ReceiveMessage`, have arrived.
@@ -205,7 +212,9 @@ async fn serve(client: TcpStream, shared: &Mutex<Shared>) -> io::Result<()> {
 impl Shared {
     fn draw(&mut self, request: &Request) -> Fate {
         let action = request.action.as_str();
-        if self.denied.contains(&action) {
+        let is_of_denied_queue =
+            self.denied_queue.as_ref().is_some_and(|name| request.is_of_queue(name));
+        if is_of_denied_queue || self.denied.contains(&action) {
             return Fate::Denied;
         }
         let faults = self.faults;
