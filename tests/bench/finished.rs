@@ -123,10 +123,14 @@ pub(crate) fn prune(host: &str, module: &str, rows: usize) {
     told(rows, "pruned", begun.elapsed(), bench.database());
     tell("a job meanwhile", times);
     // What the queues can't hold any more goes too.
-    sql.run("UPDATE {p}jobs SET finished_at = 1, sent_at = 1 WHERE pruned = 1", 1);
+    sql.run(
+        "UPDATE {p}jobs SET finished_at = finished_at - 2592000000, \
+         sent_at = sent_at - 2592000000 WHERE pruned = 1",
+        1,
+    );
     let begun = Instant::now();
-    let left = "SELECT count(*) FROM (SELECT 1 FROM {p}jobs WHERE pruned = 1 AND finished_at = 1 \
-                LIMIT 1) AS found";
+    let left = "SELECT count(*) FROM (SELECT 1 FROM {p}jobs WHERE pruned = 1 \
+                AND finished_at < {now} - 2592000000 LIMIT 1) AS found";
     let times = beside(&bench, &mut sql, &queue, left);
     told(rows, "removed", begun.elapsed(), bench.database());
     tell("a job meanwhile", times);

@@ -77,6 +77,25 @@ on_every_pair! {
         assert!(setup.status(&id).is_none());
     }
 
+    /// Their queue's messages may still come, and they are not passed over for each batch.
+    fn fences_of_one_queue_go_while_those_of_another_must_stay(pair) {
+        let setup = Setup::new(pair, &["outcomes"]);
+        let _ = setup.run(&["list"]).ok();
+        write_finished(&setup, 2000);
+        // Every second one is of the worker's own queue, which keeps messages for four days.
+        setup.execute(&setup.named(&format!(
+            "UPDATE {{jobs}} SET pruned = 1, finished_at = created_at + {week}, sent_at = created_at + {week}, \
+             queue = CASE WHEN CAST(substr(id, 5) AS bigint) % 2 = 0 THEN '{}' ELSE 'old' END",
+            setup.queue,
+            week = sqjobs::clock::Clock::system().now().0 - 1_700_000_000_000 - 7 * 86_400_000,
+        )));
+        setup.execute(&setup.named("DELETE FROM {attempts}"));
+        let mut worker = setup.worker(&[]);
+        worker.wait_for_line(&["pruned 0 job(s)", "removed 1000"]);
+        assert_eq!(setup.count("SELECT count(*) FROM {jobs} WHERE queue = 'old'"), 1000);
+        assert_eq!(setup.count("SELECT count(*) FROM {jobs}"), 1000);
+    }
+
     fn of_many_the_last_are_kept_whole(pair) {
         let setup = Setup::new(pair, &["outcomes"]);
         let _ = setup.run(&["list"]).ok();

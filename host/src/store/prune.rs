@@ -138,41 +138,73 @@ impl Store {
 
     /// Removes rows of some pruned jobs whose message can be nowhere any more: longer ago than
     /// the retention they ended and were last sent. `known` are queues with their retention; any
-    /// other may keep messages for [`LONGEST_RETENTION`]. Returns how many went.
+    /// other may keep messages for [`LONGEST_RETENTION`]. Tells how many went, and where to go on:
+    /// `None` when there are no more. What is behind a place is not passed over again, since the
+    /// fences of other queues that must stay for longer may be a million.
     ///
     /// # Errors
     /// The database failed; nothing was removed.
-    pub async fn remove_fences(&self, known: &[(String, Duration)]) -> Result<u64, StoreError> {
+    pub async fn remove_fences(
+        &self,
+        known: &[(String, Duration)],
+        after: Option<&Place>,
+    ) -> Result<(u64, Option<Place>), StoreError> {
+        let from = after.cloned().unwrap_or(Place { finished_at: i64::MIN, id: String::new() });
         self.within("remove old jobs", async {
-            let mut removed = 0;
-            for (queue, retention) in known {
-                removed += self.remove_some(Some(queue), *retention).await?;
+            // Looked for outside of the transaction, which on SQLite keeps all others from writing.
+            let places = self.fences(known, &from).await?;
+            let Some(last) = places.last().cloned() else { return Ok((0, None)) };
+            let statement = format!(
+                "DELETE FROM {{p}}jobs WHERE id IN (SELECT id FROM {{p}}jobs j WHERE pruned = 1 \
+                 AND id IN {} \
+                 AND NOT EXISTS (SELECT 1 FROM {{p}}outbox o WHERE o.job_id = j.id) \
+                 AND NOT EXISTS (SELECT 1 FROM {{p}}dead d WHERE d.id = j.id) {{skip_locked}})",
+                placeholders(1, places.len())
+            );
+            let mut write = self.begin().await?;
+            let mut query = sqlx::query(self.sql(&statement));
+            for place in &places {
+                query = query.bind(place.id.clone());
             }
-            Ok(removed + self.remove_some(None, LONGEST_RETENTION).await?)
+            let removed = query.execute(&mut *write.tx).await?.rows_affected();
+            write.tx.commit().await?;
+            Ok((removed, Some(last)))
         })
         .await
     }
 
-    async fn remove_some(
+    /// The next fences that are old enough, in the order of their jobs' ends.
+    async fn fences(
         &self,
-        queue: Option<&String>,
-        retention: Duration,
-    ) -> Result<u64, sqlx::Error> {
-        let mut write = self.begin().await?;
-        let of_queue = if queue.is_some() { "AND queue = $2" } else { "" };
+        known: &[(String, Duration)],
+        from: &Place,
+    ) -> Result<Vec<Place>, sqlx::Error> {
+        let shortest = known.iter().map(|(_, retention)| *retention).min();
+        let longest = millis(LONGEST_RETENTION);
+        let ago = |column: &str, ms: i64| format!("{column} < {{now}} - {ms}");
+        let is_old = |ms: i64| {
+            let (finished, sent) = (ago("finished_at", ms), ago("sent_at", ms));
+            format!("{finished} AND (sent_at IS NULL OR {sent})")
+        };
+        let mut are_old = format!("({})", is_old(longest));
+        for (index, (_, retention)) in known.iter().enumerate() {
+            are_old += &format!(" OR (queue = ${} AND {})", index + 3, is_old(millis(*retention)));
+        }
         let statement = format!(
-            "DELETE FROM {{p}}jobs WHERE id IN (SELECT id FROM {{p}}jobs j WHERE pruned = 1 \
-             AND finished_at < {{now}} - $1 AND (sent_at IS NULL OR sent_at < {{now}} - $1) \
-             {of_queue} AND NOT EXISTS (SELECT 1 FROM {{p}}outbox o WHERE o.job_id = j.id) \
-             AND NOT EXISTS (SELECT 1 FROM {{p}}dead d WHERE d.id = j.id) \
-             ORDER BY finished_at LIMIT {BATCH} {{skip_locked}})"
+            "SELECT id, finished_at FROM {{p}}jobs WHERE pruned = 1 \
+             AND (finished_at, id) > ($1, $2) AND {} AND ({are_old}) \
+             ORDER BY finished_at, id LIMIT {BATCH}",
+            ago("finished_at", shortest.map_or(longest, |shortest| millis(shortest).min(longest)))
         );
-        let mut query = sqlx::query(self.sql(&statement)).bind(millis(retention));
-        if let Some(queue) = queue {
+        let mut query =
+            sqlx::query(self.sql(&statement)).bind(from.finished_at).bind(from.id.clone());
+        for (queue, _) in known {
             query = query.bind(queue.clone());
         }
-        let removed = query.execute(&mut *write.tx).await?.rows_affected();
-        write.tx.commit().await?;
-        Ok(removed)
+        let rows = query.fetch_all(&self.inner.pool).await?;
+        let place = |row: &sqlx::any::AnyRow| {
+            Ok(Place { finished_at: row.try_get("finished_at")?, id: row.try_get("id")? })
+        };
+        rows.iter().map(place).collect()
     }
 }

@@ -61,13 +61,15 @@ async fn pass(
             breathe(begun).await;
         }
     }
+    let mut after = None;
     loop {
         let begun = Instant::now();
-        let count = store.remove_fences(retentions).await?;
+        let (count, last) = store.remove_fences(retentions, after.as_ref()).await?;
         removed += count;
-        if count == 0 {
+        if last.is_none() {
             return Ok((pruned, removed));
         }
+        after = last;
         breathe(begun).await;
     }
 }
