@@ -5,6 +5,7 @@ use std::time::Duration;
 use sqjobs::broker::Attributes;
 use sqjobs::clock::Timestamp;
 use sqjobs::payload::Job;
+use sqjobs::store::cancel::{Cancelled, ToStop};
 use sqjobs::store::claim::{Begun, Claim, ClaimRequest, ModuleVersion};
 use sqjobs::store::dead::{DeadFilter, DeadKind, DeadMessage};
 use sqjobs::store::enqueue::{Enqueued, NewJob, Start};
@@ -745,6 +746,34 @@ on_every_database! {
         assert_eq!(order, ["a d", "b", "c"]);
     }
 
+    /// One and two were parked and sent again in their order; the message of one gets lost.
+    async fn a_message_that_is_gone_holds_its_group_up_only_while_its_attempt_lives(store) {
+        store.renew_worker(&worker("w", LEASE)).await.unwrap();
+        let ask = |id: &'static str, token: &'static str| {
+            let request = ClaimRequest {
+                group: Some("g".into()),
+                is_ordered: true,
+                ..claim(&job(id), "w", token)
+            };
+            let store = store.clone();
+            async move { store.claim(&[request]).await.unwrap().remove(0) }
+        };
+        for id in ["one", "two"] {
+            store.park_message(&park(&job(id), "q.fifo", Some("g"))).await.unwrap();
+            let sent = store.take_outbox(10, 0).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(3)).await; // a clock that shows milliseconds
+            store.outbox_sent(&[sent[0].id]).await.unwrap();
+        }
+        assert!(matches!(ask("one", "1").await, Claim::Begun(_)));
+        let behind = ask("two", "2").await;
+        assert!(matches!(behind, Claim::Held(wait) if wait <= LEASE && wait > LEASE / 2), "{behind:?}");
+        assert_eq!(store.status("one").await.unwrap().unwrap().status, "RUNNING");
+        store.let_go("one", "1").await.unwrap();
+        assert!(matches!(ask("two", "3").await, Claim::Begun(_)));
+        let row = store.status("one").await.unwrap().unwrap();
+        assert_eq!((row.status.as_str(), row.error_kind.as_deref()), ("FAILURE", Some("lost")));
+    }
+
     async fn of_one_group_of_a_fifo_queue_one_row_is_sent_at_a_time(store) {
         let new = |id: &str, group: &str| NewJob {
             job: job(id),
@@ -937,6 +966,55 @@ on_every_database! {
         let rows = store.take_outbox(10, 0).await.unwrap();
         assert_eq!(rows[0].body.as_deref(), Some("body \0 as it was"));
         assert_eq!(store.status("a").await.unwrap().unwrap().status, "FAILURE");
+    }
+
+    async fn a_job_that_was_cancelled_while_it_ran_succeeds_or_does_not_come_again(store) {
+        let status = |id: &'static str| {
+            let store = store.clone();
+            async move { store.status(id).await.unwrap().unwrap() }
+        };
+        for (id, ending, word) in [
+            ("success", Ending::Success, "SUCCESS"),
+            ("retry", Ending::Retry(LEASE), "CANCELLED"),
+            ("released", Ending::Released, "CANCELLED"),
+        ] {
+            let _ = begin(&store, &job(id), id).await;
+            assert_eq!(store.cancel(id).await.unwrap(), Cancelled::Stopping);
+            let stopped = ToStop { job_id: id.into(), token: id.into() };
+            assert_eq!(store.to_stop("w").await.unwrap(), [stopped]);
+            assert!(end(&store, finish(&job(id), id, 1, ending)).await);
+            let row = status(id).await;
+            assert_eq!((row.status.as_str(), row.retry_at), (word, None), "{id}");
+            assert!(row.finished_at.is_some());
+            assert!(store.to_stop("w").await.unwrap().is_empty(), "{id}");
+            assert_eq!(store.cancel(id).await.unwrap(), Cancelled::Final(word.into()));
+        }
+        let _ = begin(&store, &job("lost"), "lost").await;
+        assert_eq!(store.cancel("lost").await.unwrap(), Cancelled::Stopping);
+        store.let_go("lost", "lost").await.unwrap();
+        assert_eq!(status("lost").await.status, "CANCELLED");
+        let _ = begin(&store, &job("died"), "died").await;
+        assert_eq!(store.cancel("died").await.unwrap(), Cancelled::Stopping);
+        store.remove_worker("w").await.unwrap();
+        let claims = store.claim(&[claim(&job("died"), "w2", "t")]).await.unwrap();
+        assert_eq!(claims, [Claim::Finished("CANCELLED".into())]);
+        assert_eq!(store.attempts("died").await.unwrap()[0].outcome, "crashed");
+        assert_eq!(status("died").await.status, "CANCELLED");
+    }
+
+    async fn a_job_that_waits_or_whose_worker_died_is_cancelled_at_once_and_never_runs(store) {
+        store.enqueue_for_sweep(&NewJob { job: job("waits"), ..new_job() }).await.unwrap();
+        store.enqueue_for_sweep(&NewJob { job: job("other"), ..new_job() }).await.unwrap();
+        crash(&store, &job("died"), "w0").await;
+        for id in ["waits", "died"] {
+            assert_eq!(store.cancel(id).await.unwrap(), Cancelled::Done, "{id}");
+            let claims = store.claim(&[claim(&job(id), "w", "t")]).await.unwrap();
+            assert_eq!(claims, [Claim::Finished("CANCELLED".into())]);
+        }
+        assert_eq!(store.attempts("died").await.unwrap()[0].outcome, "crashed");
+        let sent = store.take_outbox(10, 0).await.unwrap();
+        assert_eq!(sent.iter().map(|row| row.job.id.as_str()).collect::<Vec<_>>(), ["other"]);
+        assert_eq!(store.cancel("nobody").await.unwrap(), Cancelled::Unknown);
     }
 
     async fn progress_is_written_by_the_owner_only(store) {

@@ -445,7 +445,67 @@ fn quote(identifier: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::borrow::Cow;
+
+    use sqlx::error::{DatabaseError, ErrorKind};
+
     use super::*;
+
+    /// What a driver tells: a code of PostgreSQL or SQLite.
+    #[derive(Debug, thiserror::Error)]
+    #[error("code {0}")]
+    struct Coded(&'static str);
+
+    impl DatabaseError for Coded {
+        fn message(&self) -> &str {
+            self.0
+        }
+        fn code(&self) -> Option<Cow<'_, str>> {
+            (!self.0.is_empty()).then(|| self.0.into())
+        }
+        fn as_error(&self) -> &(dyn std::error::Error + Send + Sync + 'static) {
+            self
+        }
+        fn as_error_mut(&mut self) -> &mut (dyn std::error::Error + Send + Sync + 'static) {
+            self
+        }
+        fn into_error(self: Box<Self>) -> Box<dyn std::error::Error + Send + Sync + 'static> {
+            self
+        }
+        fn kind(&self) -> ErrorKind {
+            ErrorKind::Other
+        }
+    }
+
+    fn coded(code: &'static str) -> sqlx::Error {
+        sqlx::Error::Database(Box::new(Coded(code)))
+    }
+
+    /// A group of writes that meets the first kind is tried again as it is, one that meets the
+    /// second is split. 22021, a character that PostgreSQL does not take, is 5 modulo 256.
+    #[test]
+    fn what_the_connection_or_the_moment_does_may_pass_and_what_the_statement_does_may_not() {
+        let postgres = ["08006", "53300", "57P01", "58030", "40001", "40P01", "55P03", "25006"];
+        let sqlite = ["5", "6", "10", "13", "14", "261", "517"];
+        for code in postgres.into_iter().chain(sqlite) {
+            assert!(is_transient(&coded(code)), "{code}");
+        }
+        for code in ["", "1", "19", "2067", "08", "0A000", "22021", "23505", "42601"] {
+            assert!(!is_transient(&coded(code)), "{code}");
+        }
+        let closed = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+        assert!(is_transient(&sqlx::Error::Io(closed)) && is_transient(&sqlx::Error::PoolTimedOut));
+        assert!(!is_transient(&sqlx::Error::RowNotFound));
+
+        let failed = |code| StoreError::Statement {
+            database: "d".into(),
+            action: "write",
+            source: coded(code),
+        };
+        assert!(failed("40001").is_transient() && !failed("23505").is_transient());
+        let late = StoreError::Timeout { database: "d".into(), action: "write" };
+        assert!(late.is_transient() && !StoreError::Stopped.is_transient());
+    }
 
     #[test]
     fn a_password_is_never_part_of_the_label() {
