@@ -534,7 +534,15 @@ fn database(reader: &mut Reader<'_>, data_dir: &Path) -> DatabaseChoice {
         return DatabaseChoice::Sqlite(found.base.join(path));
     }
     let url = match url::Url::parse(&found.value) {
-        Ok(url) if matches!(url.scheme(), "postgres" | "postgresql") => url,
+        Ok(url) if is_postgres_url(&found.value) && hides_nothing(&found.value) => url,
+        Ok(_) if is_postgres_url(&found.value) => {
+            let fault = format!(
+                "write `@` and `/` in user and password as `%40` and `%2F`, or give the password in --database-password-file; found `{}`",
+                shown()
+            );
+            reader.fault(&found.origin, &fault);
+            return default;
+        }
         _ => {
             let fault = format!(
                 "expected `sqlite:PATH` or `postgres://USER@HOST/DATABASE`, found `{}`",
@@ -561,13 +569,28 @@ fn database(reader: &mut Reader<'_>, data_dir: &Path) -> DatabaseChoice {
     DatabaseChoice::Postgres { url, schema }
 }
 
+fn is_postgres_url(text: &str) -> bool {
+    ["postgres://", "postgresql://"].iter().any(|scheme| text.starts_with(scheme))
+}
+
+/// Whether a URL's user and password end where they seem to. With a `/` or `@` written as it is
+/// in a password, what follows would be taken for host and path, and shown as such.
+fn hides_nothing(url: &str) -> bool {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let rest = rest.split(['?', '#']).next().unwrap_or_default();
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    authority.matches('@').count() <= 1 && !path.contains('@')
+}
+
 impl Database {
-    /// A database URL as people may see it, also when it is not well formed.
+    /// A database URL as people may see it, also when it is not well formed: whatever stands
+    /// before the last `@` may be a password.
     fn label_of(url: &str) -> String {
         match (url.find("://"), url.rfind('@')) {
-            (Some(scheme), Some(at)) if at > scheme => {
+            (Some(scheme), Some(at)) if at > scheme && !url[..scheme].contains([':', '@']) => {
                 format!("{}://…{}", &url[..scheme], &url[at..])
             }
+            (_, Some(at)) => format!("…{}", &url[at..]),
             _ => url.to_owned(),
         }
     }
