@@ -44,6 +44,7 @@ pub struct Sender {
 #[derive(Debug, Default)]
 struct Closed {
     until: Option<Instant>,
+    reason: String,
     backoff: Backoff,
 }
 
@@ -168,14 +169,22 @@ impl Sender {
         closed.iter().filter(|(_, found)| is_closed(found)).map(|(name, _)| name.clone()).collect()
     }
 
-    /// Notes whether a call to a queue failed as a whole.
-    fn note_call(&self, queue: &str, has_failed: bool) {
+    /// Why the last call to a queue failed as a whole, if it did.
+    pub fn why_unsent(&self, queue: &str) -> Option<String> {
+        let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        closed.get(queue).map(|found| found.reason.clone())
+    }
+
+    /// Notes the failure of a whole call to a queue, or that none failed.
+    fn note_call(&self, queue: &str, failure: Option<String>) {
         let mut closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
-        if has_failed {
-            let found = closed.entry(queue.to_owned()).or_default();
-            found.until = Some(Instant::now() + found.backoff.next());
-        } else {
-            closed.remove(queue);
+        match failure {
+            None => drop(closed.remove(queue)),
+            Some(reason) => {
+                let found = closed.entry(queue.to_owned()).or_default();
+                found.until = Some(Instant::now() + found.backoff.next());
+                found.reason = reason;
+            }
         }
     }
 
@@ -211,8 +220,9 @@ impl Sender {
             }
             Err(error) => Err(error),
         };
-        let is_away = |error: &BrokerError| matches!(of_call(error), EntryError::Transient(_));
-        self.note_call(queue, sent.as_ref().is_err_and(is_away));
+        let failure =
+            sent.as_ref().err().filter(|error| matches!(of_call(error), EntryError::Transient(_)));
+        self.note_call(queue, failure.map(|error| chain(error)));
         let results = match sent {
             Ok(results) => results.into_iter().map(|result| result.map(|_| ())).collect(),
             Err(error) => rows.iter().map(|_| Err(of_call(&error))).collect::<Vec<_>>(),

@@ -264,6 +264,18 @@ fn completions_are_printed_for_each_shell() {
 }
 
 #[test]
+fn all_faults_of_a_job_that_is_added_are_told_at_once() {
+    let project = Project::with_guests(&["adder"]);
+    let args = ["add", "a\nb", "--args-json", "{}", "--kwargs-json", "[]", "--id", "a#b"];
+    let more = ["--queue", "no queue", "--delay", "soon"];
+    let output = project.run(&[&args[..], &more].concat()).exits(2);
+    output.says(&["--args-json", "--kwargs-json", "--id", "--queue", "--delay", "the job's name"]);
+    let twice = ["add", "j", "--kwarg", "a", "--kwarg", "b=1", "--kwarg", "b=2"];
+    project.run(&twice).exits(2).says(&["`a`", "`b` is given twice"]);
+    assert!(!project.folder().join(".sqjobs").exists(), "nothing was opened");
+}
+
+#[test]
 fn wrong_usage_exits_2_and_names_what_was_expected() {
     let project = Project::with_guests(&["adder"]);
     let long = "x".repeat(257);

@@ -78,6 +78,41 @@ fn a_postgres_that_refuses_hangs_or_hangs_up_is_told_with_a_remedy() {
     }
 }
 
+/// Written as they should not be, passwords are shown no more than otherwise.
+#[test]
+fn a_url_that_hides_a_password_badly_is_refused_without_showing_it() {
+    let project = Project::with_guests(&["adder"]);
+    for database in [
+        "postgres:u:s3cret@h",
+        "postgres:/u:s3cret@h/d",
+        "postgres//u:s3cret@h/d",
+        "u:s3cret@h/d",
+        "postgres://u:p@s3cret@127.0.0.1:1/d",
+        "postgres://u:p@x/s3cret@127.0.0.1:1/d",
+        "mysql://u:s3cret@h/d",
+    ] {
+        for command in [&["list"][..], &["worker", "q"]] {
+            let output = project.run(&[command, &["--database", database]].concat()).exits(2);
+            assert!(!output.stderr.contains("s3cret"), "{database}: {output}");
+            output.says(&["postgres://"]);
+        }
+    }
+}
+
+#[test]
+fn an_add_that_can_t_reach_sqs_says_that_the_job_waits() {
+    let mut project = Project::with_guests(&["adder"]);
+    project.set("SQJOBS_BROKER", "sqs");
+    project.set("AWS_ENDPOINT_URL", "http://127.0.0.1:1");
+    for (name, value) in support::sqs::CREDENTIALS {
+        project.set(name, value);
+    }
+    let output = project.run(&["add", "adder_job", "1", "--queue", "q"]).ok();
+    output.says(&["waits in the database", "127.0.0.1:1"]);
+    let row = project.run(&["status", "--output", "json", output.line()]).ok().json();
+    assert_eq!(row.text("status"), "PENDING");
+}
+
 /// Longer than a busy timeout, from before the worker starts.
 #[test]
 fn a_database_that_another_program_holds_is_told_with_a_remedy() {

@@ -9,7 +9,7 @@ use clap::Args;
 use super::{Exit, Usage, loader, open_broker, open_store, print, results, time};
 use crate::broker;
 use crate::client::{AddError, Client, JobRequest, KnownJob};
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use crate::json;
 use crate::payload::{self, MAX_NAME_BYTES, Malformed};
 use crate::registry::Registry;
@@ -36,44 +36,53 @@ pub(super) struct JobArguments {
 
 impl JobArguments {
     /// The JSON texts of args and kwargs.
-    pub(super) fn texts(&self) -> anyhow::Result<(String, String)> {
+    ///
+    /// # Errors
+    /// All that is wrong with them.
+    pub(super) fn texts(&self) -> Result<(String, String), ConfigError> {
+        let mut faults = Vec::new();
         let args = match &self.args_json {
-            Some(text) => {
-                let checked = json::check_array(text);
-                checked.map_err(|error| Usage(format!("--args-json: {error}")))?.to_owned()
-            }
+            Some(text) => match json::check_array(text) {
+                Ok(checked) => checked.to_owned(),
+                Err(error) => {
+                    faults.push(format!("--args-json: {error}"));
+                    String::new()
+                }
+            },
             None => {
                 let values: Vec<String> = self.args.iter().map(|arg| value(arg)).collect();
                 format!("[{}]", values.join(", "))
             }
         };
         let kwargs = match &self.kwargs_json {
-            Some(text) => {
-                let checked = json::check_object(text);
-                checked.map_err(|error| Usage(format!("--kwargs-json: {error}")))?.to_owned()
-            }
-            None => self.members()?,
+            Some(text) => match json::check_object(text) {
+                Ok(checked) => checked.to_owned(),
+                Err(error) => {
+                    faults.push(format!("--kwargs-json: {error}"));
+                    String::new()
+                }
+            },
+            None => self.members(&mut faults),
         };
-        Ok((args, kwargs))
+        if faults.is_empty() { Ok((args, kwargs)) } else { Err(ConfigError(faults)) }
     }
 
     /// The object that the single named arguments make.
-    fn members(&self) -> Result<String, Usage> {
+    fn members(&self, faults: &mut Vec<String>) -> String {
         let mut members = Vec::with_capacity(self.kwarg.len());
         let mut keys = BTreeSet::new();
         for kwarg in &self.kwarg {
-            let (key, text) = match kwarg.split_once('=') {
-                Some((key, text)) if !key.is_empty() => (key, text),
-                _ => {
-                    return Err(Usage(format!("--kwarg: expected KEY=VALUE, found `{kwarg}`")));
+            match kwarg.split_once('=') {
+                Some((key, _)) if !keys.insert(key) => {
+                    faults.push(format!("--kwarg: `{key}` is given twice"));
                 }
-            };
-            if !keys.insert(key) {
-                return Err(Usage(format!("--kwarg: `{key}` is given twice")));
+                Some((key, text)) if !key.is_empty() => {
+                    members.push(format!("{}: {}", serde_json::Value::from(key), value(text)));
+                }
+                _ => faults.push(format!("--kwarg: expected KEY=VALUE, found `{kwarg}`")),
             }
-            members.push(format!("{}: {}", serde_json::Value::from(key), value(text)));
         }
-        Ok(format!("{{{}}}", members.join(", ")))
+        format!("{{{}}}", members.join(", "))
     }
 }
 
@@ -133,6 +142,34 @@ pub(super) struct AddArguments {
 }
 
 impl AddArguments {
+    /// The job that is asked for.
+    ///
+    /// # Errors
+    /// All that is wrong with it.
+    fn request(&self) -> Result<JobRequest, ConfigError> {
+        let mut faults = Vec::new();
+        let texts = self.arguments.texts().map_err(|ConfigError(found)| faults.extend(found));
+        let mut check = |checked: Result<(), Usage>| {
+            faults.extend(checked.err().map(|fault| fault.to_string()));
+        };
+        check(check_job(&self.job, None));
+        check(check_job("x", self.id.as_deref()));
+        check(self.queue.as_ref().map_or(Ok(()), |queue| check_queue("--queue", queue)));
+        check(self.group.as_ref().map_or(Ok(()), |group| {
+            payload::check_group(group).map_err(|error| Usage(format!("--group: {error}")))
+        }));
+        let mut request = JobRequest::new(&self.job);
+        request = self.queue.iter().fold(request, |request, queue| request.queue(queue));
+        request = self.id.iter().fold(request, |request, id| request.id(id));
+        request = self.group.iter().fold(request, |request, group| request.group(group));
+        let planned = self.plan(request).map_err(|fault| faults.push(fault.to_string()));
+        let (Ok((args, kwargs)), Ok(request), true) = (texts, planned, faults.is_empty()) else {
+            return Err(ConfigError(faults));
+        };
+        let with_texts = request.args_json(&args).and_then(|request| request.kwargs_json(&kwargs));
+        with_texts.map_err(|error| ConfigError(vec![error.to_string()]))
+    }
+
     /// When the job runs, and what keeps it from being added twice.
     fn plan(&self, mut request: JobRequest) -> anyhow::Result<JobRequest> {
         if let Some(text) = &self.delay {
@@ -159,21 +196,7 @@ impl AddArguments {
 }
 
 pub(super) async fn add(config: Arc<Config>, arguments: &AddArguments) -> anyhow::Result<()> {
-    let (args, kwargs) = arguments.arguments.texts()?;
-    check_job(&arguments.job, arguments.id.as_deref())?;
-    let mut request = JobRequest::new(&arguments.job).args_json(&args)?.kwargs_json(&kwargs)?;
-    if let Some(queue) = &arguments.queue {
-        check_queue("--queue", queue)?;
-        request = request.queue(queue);
-    }
-    if let Some(id) = &arguments.id {
-        request = request.id(id);
-    }
-    if let Some(group) = &arguments.group {
-        payload::check_group(group).map_err(|error| Usage(format!("--group: {error}")))?;
-        request = request.group(group);
-    }
-    let request = arguments.plan(request)?;
+    let request = arguments.request()?;
     let kind = config.broker(arguments.queue.as_slice())?;
     let store = open_store(&config, kind).await?;
     let known = known_job(&config, &store, &arguments.job).await?;
@@ -183,6 +206,13 @@ pub(super) async fn add(config: Arc<Config>, arguments: &AddArguments) -> anyhow
         print::note(format_args!(
             "job {} was there already; nothing was added",
             printable(&added.id)
+        ));
+    }
+    if let Some(reason) = &added.unsent {
+        print::note(format_args!(
+            "job {} waits in the database, and a worker sends it as soon as it can: {}",
+            printable(&added.id),
+            printable(reason)
         ));
     }
     if !arguments.wait {

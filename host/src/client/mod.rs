@@ -128,6 +128,9 @@ pub struct Added {
     pub records_result: bool,
     /// The JSON text of the result, where the job has run already (eager).
     pub result: Option<String>,
+    /// Why its message could not be sent at once: it waits in the database until a worker can
+    /// send it.
+    pub unsent: Option<String>,
 }
 
 /// Adds jobs.
@@ -286,6 +289,7 @@ async fn enqueue(
         is_existing,
         records_result,
         result: None,
+        unsent: None,
     };
     let id = new.job.id.as_str();
     let due = Instant::now().checked_add(delay).filter(|_| !delay.is_zero());
@@ -320,15 +324,20 @@ async fn enqueue(
     if let Some((_, error)) = refused.into_iter().next() {
         return Err(AddError::Undeliverable { id: new.job.id, queue: new.queue, error });
     }
-    Ok(added(id, false))
+    let unsent = sender.why_unsent(address(&new));
+    Ok(Added { unsent, ..added(id, false) })
 }
 
 async fn run_eagerly(eager: &Eager, job: &Job) -> Result<Added, AddError> {
     let execution = eager.run(job).await?;
     match execution.outcome {
-        crate::outcome::Outcome::Success(result) => {
-            Ok(Added { id: job.id.clone(), is_existing: false, records_result: true, result })
-        }
+        crate::outcome::Outcome::Success(result) => Ok(Added {
+            id: job.id.clone(),
+            is_existing: false,
+            records_result: true,
+            result,
+            unsent: None,
+        }),
         crate::outcome::Outcome::Failed(failure) => Err(EagerError::Failed(failure).into()),
         _ => Err(EagerError::Stopped.into()),
     }

@@ -81,6 +81,6 @@ impl Client {
                 action: "add a job within a transaction",
                 source,
             })?;
-        Ok(Added { id, is_existing: false, records_result, result: None })
+        Ok(Added { id, is_existing: false, records_result, result: None, unsent: None })
     }
 }
