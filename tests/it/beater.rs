@@ -220,6 +220,11 @@ on_every_pair! {
             assert!(history(&setup, &name).is_empty(), "{change}");
         }
         let _ = setup.run(&["periodic", "list"]).ok();
+        // It can be disabled as it is, and does not seem to fire by being enabled.
+        setup.run(&["periodic", "enable", "bad-0"]).exits(2).is_a_sentence().says(&["minute"]);
+        for number in 0..nonsense.len() {
+            let _ = setup.run(&["periodic", "disable", &name(number)]).ok();
+        }
         // An edit that mends it brings it back.
         let fixed = ["periodic", "edit"];
         let mend = ["--schedule", "0 0 * * *", "--timezone", "UTC", "--args-json", "[]", "--queue", "q", "--grace", "60s"];
@@ -228,6 +233,8 @@ on_every_pair! {
             let entry = show(&setup, &name(number));
             assert_eq!(entry.raw("aside"), "null", "{entry}");
             assert!(entry.text("next_fire_at").contains("T00:00:00"), "{entry}");
+            let _ = setup.run(&["periodic", "enable", &name(number)]).ok();
+            assert_eq!(show(&setup, &name(number)).raw("enabled"), "true");
         }
         assert_eq!(beater.terminate(), Some(0));
     }
@@ -256,6 +263,45 @@ on_every_pair! {
 }
 
 on_every_pair! {
+    /// What is due by the schedule before is claimed before a change takes effect, and what leaves
+    /// the schedule alone takes nothing and doubles nothing.
+    fn an_entry_that_is_edited_while_it_fires_loses_no_tick_and_doubles_none(pair) {
+        let setup = Setup::new(pair, &["adder"]);
+        add_entry(&setup, "edited", &["--every", "1s", "--grace", "10m"]);
+        let mut beaters = [beater(&setup), beater(&setup), beater(&setup)];
+        let mut worker = setup.worker(&[]);
+        worker.wait_until_ready();
+        wait::until_true("a first tick", || !fire_times(&setup, "edited").is_empty());
+        let edit = |args: &[&str]| {
+            let _ = setup.run(&[&["periodic", "edit", "edited"], args].concat()).ok();
+        };
+        for turn in 0..12 {
+            let grace = format!("{}m", 10 + turn);
+            edit(&["--grace", &grace]);
+        }
+        let times = fire_times(&setup, "edited");
+        assert!(times.windows(2).all(|pair| pair[1] == pair[0] + 1), "{times:?}");
+        // Every even second is a tick of both.
+        for turn in 0..12 {
+            edit(&["--every", if turn % 2 == 0 { "2s" } else { "1s" }]);
+        }
+        let end = fire_times(&setup, "edited").len() + 3;
+        wait::until_true("some more ticks", || fire_times(&setup, "edited").len() >= end);
+        for beater in &mut beaters {
+            assert_eq!(beater.terminate(), Some(0));
+        }
+        let times = fire_times(&setup, "edited");
+        let even = |from: i64, to: i64| (from..=to).filter(|time| time % 2 == 0).count();
+        let found = times.iter().filter(|time| **time % 2 == 0).count();
+        assert_eq!(found, even(times[0], times[times.len() - 1]), "{times:?}");
+        let jobs = setup.table("jobs");
+        wait::until_true("all to have run", || {
+            count(&setup, &format!("{jobs} WHERE status = 'SUCCESS'")) == i64::try_from(times.len()).unwrap()
+        });
+        assert_eq!(count(&setup, &jobs), i64::try_from(times.len()).unwrap());
+        assert_eq!(worker.terminate(), Some(0));
+    }
+
     /// As a machine that sleeps: it has taken rows of the outbox, which others send once its time
     /// for that is over; when it wakes up it sends them again, and each job runs once.
     fn a_beater_that_is_stopped_for_longer_than_any_lease_loses_no_tick_and_doubles_none(pair) {

@@ -83,6 +83,8 @@ on_every_pair! {
         let history = show(&setup, "nightly").value("history");
         assert_eq!((history[0]["job_id"].as_str(), history[0]["reason"].as_str()), (Some(&*id), Some("by hand")));
 
+        let alone = periodic(&setup, &["edit", "nightly", "--reset"]).exits(1);
+        alone.is_a_sentence().says(&["commands alone", "periodic remove nightly"]);
         let _ = periodic(&setup, &["remove", "nightly"]).ok();
         assert_eq!(periodic(&setup, &["list", "--output", "json"]).ok().stdout, "");
     }
@@ -159,6 +161,7 @@ fn an_entry_that_can_t_be_is_refused_with_the_reason() {
     );
     add(2, &[&queue[..], &["--schedule", "@daily"]].concat(), &["time zone"]);
     add(2, &[&queue[..], &["--every", "10ms"]].concat(), &["1s"]);
+    add(2, &["--every", "1m", "--queue", "no queue"], &["queue"]);
     add(2, &queue, &["crontab expression", "interval"]);
     add(2, &[&queue[..], &["--every", "1m", "--args-json", "{}"]].concat(), &["--args-json"]);
     add(
@@ -236,4 +239,28 @@ fn a_beater_follows_its_configuration_file_and_sighup() {
     beater.signal("HUP");
     wait::until_true("the file to be read once more", || reads(&beater) > before);
     assert_eq!(beater.terminate(), Some(0));
+}
+
+on_every_pair! {
+    /// A host with the older module that starts again turns nothing back; a command does.
+    fn a_rollback_brings_the_schedule_of_the_older_version_back(pair) {
+        let setup = Setup::new(pair, &["samples"]);
+        let mut worker = setup.worker(&[]);
+        worker.wait_until_ready();
+        let schedule = || show(&setup, "dummy_periodic_job").text("schedule");
+        assert_eq!(schedule(), "1 0 * * *");
+        let file = setup.project.jobs_dir().join("samples.wasm");
+        let older = std::fs::read(&file).unwrap();
+        let at = older.windows(9).position(|bytes| bytes == b"1 0 * * *").unwrap();
+        let mut newer = older.clone();
+        newer[at] = b'7';
+        support::versions::move_into_place(&file, &newer);
+        wait::until_true("the newer schedule", || schedule() == "7 0 * * *");
+        let said = setup.run(&["modules", "rollback", "samples", "--reason", "wrong hour"]).ok();
+        said.says(&["dummy_periodic_job"]);
+        assert_eq!(schedule(), "1 0 * * *");
+        worker.wait_for_line(&["samples", &support::versions::digest(&older)]);
+        assert_eq!(worker.terminate(), Some(0));
+        assert_eq!(schedule(), "1 0 * * *");
+    }
 }

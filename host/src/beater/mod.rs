@@ -87,8 +87,9 @@ impl Beater {
         while !self.stopping.is_cancelled() {
             let round = async {
                 if renewed.is_none_or(|renewed| renewed.elapsed() >= RENEW) {
-                    self.renew(&mut is_off).await?;
-                    renewed = Some(Instant::now());
+                    let has_more = self.renew(&mut is_off).await?;
+                    // Old ticks are pruned at the pace at which they come.
+                    renewed = (!has_more).then(Instant::now);
                 }
                 self.store.claim_ticks(&self.beat).await
             };
@@ -137,8 +138,8 @@ impl Beater {
     }
 
     /// Renews the beater's row, and says when the clock is off or right again. Ticks go by the
-    /// database's clock in any case.
-    async fn renew(&mut self, is_off: &mut bool) -> Result<(), StoreError> {
+    /// database's clock in any case. Tells whether more old ticks are to be pruned.
+    async fn renew(&mut self, is_off: &mut bool) -> Result<bool, StoreError> {
         let clock = Clock::system();
         let before = clock.now();
         let now = self.store.now().await?;
@@ -160,7 +161,6 @@ impl Beater {
         *is_off = off.abs() > bound;
         self.store.renew_beater(&self.row).await?;
         self.store.set_unreadable_aside().await?;
-        self.store.prune_ticks(KEEP_TICKS_DAYS).await?;
-        Ok(())
+        self.store.prune_ticks(KEEP_TICKS_DAYS).await
     }
 }

@@ -213,7 +213,32 @@ impl<'a> Known<'a> {
         if !self.store.decide(self.name, decision, &host).await? {
             anyhow::bail!("nothing to do for module `{}`; see `modules list`", self.name);
         }
+        if let Decision::RollBack { to: digest, .. }
+        | Decision::Pin(digest)
+        | Decision::Promote(digest) = decision
+        {
+            self.bring_schedules_back(digest).await;
+        }
         print::line(&printable(text))
+    }
+
+    /// A version that serves by command is as one that is seen later: what it says of periodic
+    /// entries stands. The decision is made by then, so what fails here is only said.
+    async fn bring_schedules_back(&self, digest: &str) {
+        match self.store.module_seen_again(digest).await {
+            Ok(names) => {
+                for name in names {
+                    eprintln!(
+                        "note: the periodic entry `{}` is as this version describes it, under what the configuration file and commands say",
+                        printable(&name)
+                    );
+                }
+            }
+            Err(error) => eprintln!(
+                "warning: the schedules of this version do not stand again: {}; use `periodic edit`",
+                printable(&error.to_string())
+            ),
+        }
     }
 }
 

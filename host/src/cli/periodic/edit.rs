@@ -228,6 +228,7 @@ pub(super) async fn run_now(config: &Config, name: &str) -> anyhow::Result<()> {
 async fn tell_next(store: &Store, name: &str) -> anyhow::Result<()> {
     let entry = super::entry(store, name).await?;
     let next = match entry.next_fire_at {
+        _ if entry.aside.is_some() => "set aside".to_owned(),
         Some(next) if entry.is_enabled => format!("next tick {}", next.short()),
         Some(_) => "disabled".to_owned(),
         None => "no tick will come".to_owned(),

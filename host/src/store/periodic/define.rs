@@ -431,6 +431,6 @@ fn read_definition(row: &AnyRow) -> Option<(Source, Definition, i64)> {
     Some((source, definition, row.try_get("first_seen_at").ok()?))
 }
 
-pub(super) fn checked(name: &str, definition: &Definition) -> Result<Settings, DefineError> {
+fn checked(name: &str, definition: &Definition) -> Result<Settings, DefineError> {
     definition.check().map_err(|reason| DefineError::Invalid { name: name.to_owned(), reason })
 }

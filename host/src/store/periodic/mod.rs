@@ -358,18 +358,20 @@ impl Store {
         rows.iter().map(read).collect::<Result<_, _>>().map_err(self.failed(action))
     }
 
-    /// Forgets ticks that were dealt with more than `days` days ago, up to 5,000; tells how many.
+    /// Forgets some ticks that were dealt with more than `days` days ago; tells whether there may
+    /// be more of them.
     ///
     /// # Errors
     /// The database failed.
-    pub async fn prune_ticks(&self, days: i64) -> Result<u64, StoreError> {
-        let query = sqlx::query(self.sql(
-            "DELETE FROM {p}periodic_ticks WHERE (schedule, fire_time) IN \
-             (SELECT schedule, fire_time FROM {p}periodic_ticks \
-             WHERE claimed_at < {now} - $1 ORDER BY claimed_at LIMIT 5000)",
-        ))
-        .bind(days * 86_400_000);
+    pub async fn prune_ticks(&self, days: i64) -> Result<bool, StoreError> {
+        const AT_ONCE: u64 = 5000;
+        let statement = format!(
+            "DELETE FROM {{p}}periodic_ticks WHERE (schedule, fire_time) IN \
+             (SELECT schedule, fire_time FROM {{p}}periodic_ticks \
+             WHERE claimed_at < {{now}} - $1 ORDER BY claimed_at LIMIT {AT_ONCE})"
+        );
+        let query = sqlx::query(self.sql(&statement)).bind(days * 86_400_000);
         let done = self.within("prune old ticks", query.execute(&self.inner.pool)).await?;
-        Ok(done.rows_affected())
+        Ok(done.rows_affected() >= AT_ONCE)
     }
 }

@@ -1,12 +1,15 @@
 //! What operators do with an entry: let it fire or not, remove it, run its job now.
 
-use super::define::{DefineError, Source, checked};
+use super::Entry;
+use super::define::{DefineError, Source};
 use super::jobs::PeriodicJob;
+use crate::beater::definition::Settings;
 use crate::clock::{Timestamp, millis};
 use crate::store::Store;
 
 impl Store {
-    /// Lets an entry fire, from now on, or no more.
+    /// Lets an entry fire, from now on, or no more. One that is set aside fires again where its
+    /// row was mended.
     ///
     /// # Errors
     /// There is no such entry, it can't fire, or the database failed.
@@ -17,19 +20,24 @@ impl Store {
             let Some(entry) = self.locked_entry(&mut write, name).await? else {
                 return Err(DefineError::Unknown(name.into()).into());
             };
-            if is_enabled == entry.is_enabled {
+            if !is_enabled {
+                // It keeps its next fire time for those who look, and whatever is wrong with it.
+                let update =
+                    "UPDATE {p}periodic SET enabled = 0, updated_at = {now} WHERE name = $1";
+                sqlx::query(self.sql(update)).bind(name).execute(&mut *write.tx).await?;
+                write.tx.commit().await?;
                 return Ok(());
             }
-            let settings = checked(name, &entry.definition)?;
+            if entry.is_enabled && entry.aside.is_none() {
+                return Ok(());
+            }
+            let settings = sound(&entry)?;
             let next = settings.first_after(Timestamp(now), entry.last_fire_at);
-            // Disabled, it keeps its next fire time for those who look.
-            let next = if is_enabled { next } else { entry.next_fire_at };
             let offset = millis(settings.offset(name));
             sqlx::query(self.sql(
-                "UPDATE {p}periodic SET enabled = $1, next_fire_at = $2, due_at = $3, \
-                 aside = NULL, updated_at = {now} WHERE name = $4",
+                "UPDATE {p}periodic SET enabled = 1, next_fire_at = $1, due_at = $2, \
+                 aside = NULL, updated_at = {now} WHERE name = $3",
             ))
-            .bind(i64::from(is_enabled))
             .bind(next.map(|next| next.0))
             .bind(next.map(|next| next.0.saturating_add(offset)))
             .bind(name)
@@ -89,12 +97,14 @@ impl Store {
             let Some(entry) = self.locked_entry(&mut write, name).await? else {
                 return Err(DefineError::Unknown(name.into()).into());
             };
-            checked(name, &entry.definition)?;
+            sound(&entry)?;
             if entry.queue.is_none() {
                 return Err(DefineError::NoQueue(name.into()).into());
             }
             let id = uuid::Uuid::new_v4().to_string();
-            let job = PeriodicJob::with_id(id.clone(), &entry, Timestamp(now), now);
+            // Never on a whole second, where the row of a tick would stand.
+            let fire = if now % 1000 == 0 { now + 1 } else { now };
+            let job = PeriodicJob::with_id(id.clone(), &entry, Timestamp(fire), now);
             self.insert_periodic_jobs(&mut write, &[job], now).await?;
             sqlx::query(self.sql(
                 "INSERT INTO {p}periodic_ticks (schedule, fire_time, outcome, reason, job_id, \
@@ -102,7 +112,7 @@ impl Store {
                  VALUES ($1, $2, 'queued', 'by hand', $3, $2, $2, 0, '') ON CONFLICT DO NOTHING",
             ))
             .bind(name)
-            .bind(now)
+            .bind(fire)
             .bind(&id)
             .execute(&mut *write.tx)
             .await?;
@@ -111,4 +121,9 @@ impl Store {
         })
         .await
     }
+}
+
+/// An entry's settings, unless its row is nonsense.
+fn sound(entry: &Entry) -> Result<Settings, DefineError> {
+    entry.settings().map_err(|reason| DefineError::Invalid { name: entry.name.clone(), reason })
 }
