@@ -274,6 +274,14 @@ on_every_database! {
         assert_eq!(outcomes, ["crashed", "success"]);
     }
 
+    /// Its worker's row is still there, as after a kill.
+    async fn a_claim_ends_with_its_worker_s_lease(store) {
+        store.renew_worker(&worker("w0", Duration::ZERO)).await.unwrap();
+        let claims = store.claim(&[claim(&job("a"), "w0", "old")]).await.unwrap();
+        assert!(matches!(claims[0], Claim::Begun(_)), "{claims:?}");
+        assert_eq!(begin(&store, &job("a"), "new").await.crashes, 1);
+    }
+
     async fn a_failed_job_waits_for_its_time_and_has_spent_an_attempt(store) {
         let job = job("a");
         let _ = begin(&store, &job, "t").await;
@@ -282,7 +290,7 @@ on_every_database! {
         assert_eq!((row.status.as_str(), row.error.as_deref()), ("RETRY", Some("no way")));
         assert!(row.retry_at.is_some());
         let early = store.claim(&[claim(&job, "w", "t2")]).await.unwrap().remove(0);
-        assert!(matches!(early, Claim::Held(wait) if wait > LEASE / 2), "{early:?}");
+        assert!(matches!(early, Claim::Held(wait) if wait <= LEASE && wait > LEASE / 2), "{early:?}");
 
         let due = Job { id: "b".into(), ..job };
         let _ = begin(&store, &due, "u").await;
@@ -321,7 +329,7 @@ on_every_database! {
         let claims = store.claim(&requests).await.unwrap();
         assert!(matches!(claims[0], Claim::Begun(_)));
         assert!(matches!(claims[1], Claim::Begun(_)));
-        assert!(matches!(claims[2], Claim::Held(_)));
+        assert!(matches!(claims[2], Claim::Held(wait) if wait <= Duration::from_secs(30)));
         let stored = store
             .finish(&[
                 finish(&a, "3", 1, Ending::Success),
@@ -340,6 +348,7 @@ on_every_database! {
             ..finish(&job, token, 1, Ending::Retry(Duration::ZERO))
         };
         assert!(end(&store, unclaimed("t")).await);
+        assert_eq!(store.attempts("a").await.unwrap()[0].outcome, "transient");
         assert!(!end(&store, unclaimed("t2")).await, "another delivery has written the row");
         let row = store.status("a").await.unwrap().unwrap();
         assert_eq!((row.status.as_str(), row.attempts), ("RETRY", 1));
@@ -626,6 +635,15 @@ on_every_database! {
         assert_eq!(rows[0].job.enqueued_at, Some(Timestamp(1_700_000_000_000)));
     }
 
+    async fn a_parked_job_is_not_sent_before_its_time(store) {
+        let _ = begin(&store, &job("a"), "t").await;
+        let request =
+            FinishRequest { is_parked: true, ..finish(&job("a"), "t", 1, Ending::Retry(LEASE)) };
+        assert!(end(&store, request).await);
+        assert!(store.take_outbox(10, 0).await.unwrap().is_empty());
+        assert_eq!(store.take_outbox(10, 600_000).await.unwrap().len(), 1);
+    }
+
     async fn a_message_that_has_not_begun_is_parked_once(store) {
         let request = park(&job("a"), "q", None);
         store.park_message(&request).await.unwrap();
@@ -767,9 +785,10 @@ on_every_database! {
         assert!(matches!(ask("one", "1").await, Claim::Begun(_)));
         let behind = ask("two", "2").await;
         assert!(matches!(behind, Claim::Held(wait) if wait <= LEASE && wait > LEASE / 2), "{behind:?}");
+        assert_eq!(ask("three", "3").await, Claim::Behind, "it has no place yet");
         assert_eq!(store.status("one").await.unwrap().unwrap().status, "RUNNING");
         store.let_go("one", "1").await.unwrap();
-        assert!(matches!(ask("two", "3").await, Claim::Begun(_)));
+        assert!(matches!(ask("two", "4").await, Claim::Begun(_)));
         let row = store.status("one").await.unwrap().unwrap();
         assert_eq!((row.status.as_str(), row.error_kind.as_deref()), ("FAILURE", Some("lost")));
     }
@@ -832,6 +851,10 @@ on_every_database! {
         let again = store.claim(&[claim(&job, "w", "t2")]).await.unwrap();
         assert_eq!(again, [Claim::Finished("FAILURE".into())], "its own message, once more");
         let moved = Job { is_revived: true, ..job };
+        let other = Job { args: "[]".into(), ..moved.clone() };
+        let claims = store.claim(&[claim(&other, "w", "t3")]).await.unwrap();
+        assert!(matches!(claims[0], Claim::Conflict(_)), "{claims:?}");
+        assert_eq!(store.status("a").await.unwrap().unwrap().status, "FAILURE");
         let begun = begin(&store, &moved, "t3").await;
         assert_eq!((begun.attempt, begun.spent), (2, 0));
         assert!(store.dead("a").await.unwrap().is_none());
@@ -842,6 +865,9 @@ on_every_database! {
         assert_eq!(again, [Claim::Finished("FAILURE".into())]);
         let another = ClaimRequest { message_id: "m2".into(), ..claim(&moved, "w", "t5") };
         assert!(matches!(store.claim(&[another]).await.unwrap()[..], [Claim::Begun(_)]));
+        assert!(end(&store, finish(&moved, "t5", 3, Ending::Success)).await);
+        let again = store.claim(&[claim(&moved, "w", "t6")]).await.unwrap();
+        assert_eq!(again, [Claim::Finished("SUCCESS".into())]);
     }
 
     /// Each of two workers has a delivery of the same message.
