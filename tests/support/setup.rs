@@ -381,6 +381,20 @@ impl Setup {
         });
     }
 
+    /// Whether a process holds the SQLite file for writing, and goes on to hold it.
+    ///
+    /// # Panics
+    /// The file can't be opened.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.pair != Pair::PostgresSqs
+            && RUNTIME.block_on(async {
+                let mut connection = self.connect().await;
+                let attempt = "PRAGMA busy_timeout = 2000; BEGIN IMMEDIATE; ROLLBACK";
+                sqlx::raw_sql(attempt).execute(&mut connection).await.is_err()
+            })
+    }
+
     async fn connect(&self) -> sqlx::AnyConnection {
         sqlx::any::install_default_drivers();
         let url = match self.pair {

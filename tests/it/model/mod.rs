@@ -238,8 +238,14 @@ impl Model {
             6..8 if self.frozen.is_none() => {
                 if let Some(worker) = self.workers[slot].take() {
                     worker.signal("STOP");
-                    self.frozen = Some((worker, Instant::now()));
-                    self.freezes += 1;
+                    // One that stopped within a transaction holds an SQLite file for all others.
+                    if self.setup.is_held() {
+                        worker.signal("CONT");
+                        self.workers[slot] = Some(worker);
+                    } else {
+                        self.frozen = Some((worker, Instant::now()));
+                        self.freezes += 1;
+                    }
                 }
             }
             _ => {}
