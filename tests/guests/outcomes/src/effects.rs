@@ -81,7 +81,7 @@ mod tests {
     #[test]
     fn its_end_is_the_last_thing_it_tells() {
         let outcome = testing::attempt::<Effect>().id("7").run();
-        assert_eq!(outcome.log_text(), "begun 7 in attempt 1\nended 7 in attempt 1");
+        assert_eq!(outcome.log_text(), "begun 7 in attempt 1\ntorn down 7\nended 7 in attempt 1");
         let outcome = testing::attempt::<UnrecordedEffect>().id("7").run();
         assert_eq!(outcome.log_text(), "begun 7 in attempt 1\nended 7 in attempt 1");
     }
@@ -90,7 +90,7 @@ mod tests {
     fn it_fails_before_the_attempt_it_is_told() {
         let early = testing::attempt::<Effect>().id("7").kwarg("fail_before", 2).run();
         assert_eq!(early.failure_message(), "before attempt 2");
-        assert_eq!(early.log_text(), "begun 7 in attempt 1");
+        assert_eq!(early.log_text(), "begun 7 in attempt 1\ntorn down 7\nfailed 7");
         assert!(testing::attempt::<Effect>().attempt(2).kwarg("fail_before", 2).run().is_success());
     }
 }
