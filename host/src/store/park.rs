@@ -58,11 +58,13 @@ impl Store {
                 sqlx::query_scalar(self.sql("SELECT {now}")).fetch_one(&mut *write.tx).await?;
             self.insert_unknown(&mut write, request, now).await?;
             let row = sqlx::query(self.sql(
-                "UPDATE {p}jobs SET unknown_since = coalesce(unknown_since, $1) WHERE id = $2 \
+                "UPDATE {p}jobs SET unknown_since = CASE WHEN name = $3 THEN \
+                 coalesce(unknown_since, $1) ELSE unknown_since END WHERE id = $2 \
                  RETURNING name, fingerprint, status, error_kind, unknown_since",
             ))
             .bind(now)
             .bind(&request.job.id)
+            .bind(&request.job.name)
             .fetch_one(&mut *write.tx)
             .await?;
             write.tx.commit().await?;

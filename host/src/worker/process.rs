@@ -74,6 +74,8 @@ pub(super) async fn process(held: Message<'_>, lease: Lease, slot: Slot) -> Sett
     let is_parked = execution.settlement.wait().is_some_and(|wait| held.must_park(wait));
     let stored = held.store(&lease, &job, &served, &call, &attempt, &mut execution, is_parked);
     let is_stored = stored.await;
+    // What the database has refused has failed for good instead.
+    let is_parked = is_parked && execution.settlement.wait().is_some();
     if is_stored.is_none() {
         held.let_go(&job.id, &attempt.token).await;
     }
