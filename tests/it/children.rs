@@ -23,6 +23,10 @@ on_every_pair! {
             assert_eq!(child.text("parent"), parent);
             assert!(children(&child).is_empty());
         }
+        let list = setup.run(&["list", "--output", "json"]).ok().stdout;
+        let listed = list.lines().map(Json::parse).find(|row| row.text("id") == parent).unwrap();
+        assert_eq!(listed.raw("children"), row.raw("children"));
+        assert_eq!(listed.keys().collect::<Vec<_>>(), row.keys().collect::<Vec<_>>());
         let text = setup.run(&["status", &parent]).ok().stdout;
         assert!(found.iter().all(|id| text.contains(id)), "{text}");
     }

@@ -59,9 +59,7 @@ pub(super) struct JobJson<'a> {
     not_before: Option<String>,
     retries: i64,
     retried_at: Option<String>,
-    /// Only for one job: a list would ask for each of its own.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    children: Option<&'a [String]>,
+    children: &'a [String],
 }
 
 impl<'a> JobJson<'a> {
@@ -99,7 +97,7 @@ impl<'a> JobJson<'a> {
             not_before: text(job.not_before),
             retries: job.retries,
             retried_at: text(job.retried_at),
-            children: None,
+            children: &job.children,
         }
     }
 }
@@ -114,13 +112,11 @@ pub(super) async fn status(config: &Config, arguments: &StatusArguments) -> anyh
             None => return Err(unknown(&store, &arguments.id)),
         }
     };
-    let children = store.children(&job.id).await?;
     if is_json(config) {
-        let json = JobJson { children: Some(&children), ..JobJson::new(&job) };
-        return print::json(&serde_json::to_string(&json)?);
+        return print::json(&serde_json::to_string(&JobJson::new(&job))?);
     }
     let attempts = store.attempts(&job.id).await?;
-    show(&job, &children, &attempts)
+    show(&job, &attempts)
 }
 
 pub(super) fn unknown(store: &Store, id: &str) -> anyhow::Error {
@@ -175,7 +171,7 @@ async fn look(store: &Store, id: &str) -> Result<Option<JobStatus>, StoreError> 
     }
 }
 
-fn show(job: &JobStatus, children: &[String], attempts: &[AttemptStatus]) -> anyhow::Result<()> {
+fn show(job: &JobStatus, attempts: &[AttemptStatus]) -> anyhow::Result<()> {
     let mut grid = print::Grid::new(&[]);
     let time = |time: Option<crate::clock::Timestamp>| time.map(|t| t.to_string());
     let json = |text: &Option<String>| text.as_deref().map(|text| one_line(text).into_owned());
@@ -198,7 +194,7 @@ fn show(job: &JobStatus, children: &[String], attempts: &[AttemptStatus]) -> any
         ("module", job.module.clone()),
         ("digest", job.module_digest.clone()),
         ("parent", job.parent_id.clone()),
-        ("children", (!children.is_empty()).then(|| shown_children(children))),
+        ("children", (!job.children.is_empty()).then(|| shown_children(&job.children))),
         ("schedule", job.schedule.clone()),
         ("fire time", time(job.fire_time)),
         ("created", Some(job.created_at.to_string())),

@@ -95,7 +95,7 @@ impl Store {
         values.push(Value::Number(i64::try_from(filter.limit).unwrap_or(i64::MAX)));
         let place = if conditions.is_empty() { "" } else { "WHERE" };
         let statement = format!(
-            "SELECT {COLUMNS} FROM {{p}}jobs {place} {} ORDER BY created_at DESC, id DESC \
+            "SELECT {COLUMNS} FROM {{p}}jobs j {place} {} ORDER BY created_at DESC, id DESC \
              LIMIT ${}",
             conditions.join(" AND "),
             values.len()
@@ -119,9 +119,9 @@ impl Store {
         let since = values.len();
         let also: String = conditions.iter().map(|condition| format!(" AND {condition}")).collect();
         let statement = format!(
-            "SELECT {COLUMNS} FROM {{p}}jobs WHERE status IN ('PENDING', 'RUNNING', 'RETRY') \
+            "SELECT {COLUMNS} FROM {{p}}jobs j WHERE status IN ('PENDING', 'RUNNING', 'RETRY') \
              AND updated_at >= ${since}{also} \
-             UNION ALL SELECT {COLUMNS} FROM {{p}}jobs WHERE finished_at IS NOT NULL \
+             UNION ALL SELECT {COLUMNS} FROM {{p}}jobs j WHERE finished_at IS NOT NULL \
              AND pruned = 0 AND finished_at >= ${since}{also} ORDER BY updated_at"
         );
         self.each_row(&statement, values, each).await

@@ -72,6 +72,10 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a statement or a wait for a connection may take before the call is given up. A
 /// database that stalls must not hold work for ever: the caller retries while it has its lease.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(20);
+/// What each connection to SQLite keeps of the file's pages, in the words of `PRAGMA cache_size`:
+/// 512 KiB, a quarter of the default. A worker has up to twelve connections, and what one writes
+/// empties the others' caches; the system has the file's pages in memory once for all of them.
+pub(crate) const SQLITE_CACHE: &str = "-512";
 
 /// Why the database could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -350,21 +354,26 @@ impl Store {
     }
 
     /// A statement in the database's own words: `{p}` begins every table's name, `{now}` is the
-    /// database's clock, `{for_update}` and `{skip_locked}` lock rows where there are row locks.
+    /// database's clock, `{for_update}` and `{skip_locked}` lock rows where there are row locks,
+    /// `{json_array}` gathers values into the text of an array.
     fn sql(&self, text: &str) -> AssertSqlSafe<String> {
-        let (now, for_update, skip_locked) = match self.inner.dialect {
-            Dialect::Sqlite => ("CAST(unixepoch('subsec') * 1000 AS INTEGER)", "", ""),
+        let (now, for_update, skip_locked, json_array) = match self.inner.dialect {
+            Dialect::Sqlite => {
+                ("CAST(unixepoch('subsec') * 1000 AS INTEGER)", "", "", "json_group_array")
+            }
             Dialect::Postgres => (
                 "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)",
                 "FOR UPDATE",
                 "FOR UPDATE SKIP LOCKED",
+                "json_agg",
             ),
         };
         AssertSqlSafe(
             text.replace("{p}", &self.inner.prefix)
                 .replace("{now}", now)
                 .replace("{for_update}", for_update)
-                .replace("{skip_locked}", skip_locked),
+                .replace("{skip_locked}", skip_locked)
+                .replace("{json_array}", json_array),
         )
     }
 
@@ -481,6 +490,10 @@ mod tests {
         sqlx::Error::Database(Box::new(Coded(code)))
     }
 
+    fn failed(code: &'static str) -> StoreError {
+        StoreError::Statement { database: "d".into(), action: "write", source: coded(code) }
+    }
+
     /// A group of writes that meets the first kind is tried again as it is, one that meets the
     /// second is split. 22021, a character that PostgreSQL does not take, is 5 modulo 256.
     #[test]
@@ -497,14 +510,45 @@ mod tests {
         assert!(is_transient(&sqlx::Error::Io(closed)) && is_transient(&sqlx::Error::PoolTimedOut));
         assert!(!is_transient(&sqlx::Error::RowNotFound));
 
-        let failed = |code| StoreError::Statement {
-            database: "d".into(),
-            action: "write",
-            source: coded(code),
-        };
         assert!(failed("40001").is_transient() && !failed("23505").is_transient());
         let late = StoreError::Timeout { database: "d".into(), action: "write" };
         assert!(late.is_transient() && !StoreError::Stopped.is_transient());
+    }
+
+    /// What the database will never take ends its job; anything else waits for somebody to mend it.
+    #[test]
+    fn values_that_break_a_rule_are_refused_and_what_somebody_can_mend_is_not() {
+        let values =
+            ["22021", "22P05", "22001", "23502", "23505", "54000", "18", "19", "20", "2067"];
+        for code in values {
+            assert!(failed(code).is_refusal(), "{code}");
+        }
+        // Syntax, tables and rights, and whatever may pass; "1" is SQLite's missing table.
+        let others =
+            ["", "42P01", "42501", "40001", "55P03", "57014", "53100", "1", "5", "8", "17", "21"];
+        for code in others {
+            assert!(!failed(code).is_refusal(), "{code}");
+        }
+        let read = |source| StoreError::Statement { database: "d".into(), action: "read", source };
+        let odd = || "not a number".to_owned().into();
+        assert!(read(sqlx::Error::Decode(odd())).is_refusal());
+        assert!(read(sqlx::Error::Encode(odd())).is_refusal());
+        let column = sqlx::Error::ColumnDecode { index: "attempts".to_owned(), source: odd() };
+        assert!(read(column).is_refusal() && !read(sqlx::Error::RowNotFound).is_refusal());
+        assert!(!StoreError::Stopped.is_refusal());
+    }
+
+    /// A group of writes that meets a lock is split, so that the rest of it goes on.
+    #[test]
+    fn what_another_session_holds_stalls() {
+        for code in ["55P03", "57014", "40P01"] {
+            assert!(failed(code).is_stall(), "{code}");
+        }
+        for code in ["", "40001", "57P01", "23505", "5"] {
+            assert!(!failed(code).is_stall(), "{code}");
+        }
+        let late = StoreError::Timeout { database: "d".into(), action: "write" };
+        assert!(late.is_stall() && !StoreError::Stopped.is_stall());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _};
 use tokio::sync::Mutex;
 
-use super::{Database, Dialect, Inner, STATEMENT_TIMEOUT, Store, StoreError, quote};
+use super::{Database, Dialect, Inner, SQLITE_CACHE, STATEMENT_TIMEOUT, Store, StoreError, quote};
 
 /// How long a connection may take to be made, and a call may wait for one.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -123,7 +123,7 @@ fn session_statements(database: &Database) -> String {
             format!(
                 "PRAGMA busy_timeout = 10000; PRAGMA journal_mode = WAL; \
                  PRAGMA synchronous = {synchronous}; PRAGMA foreign_keys = ON; \
-                 PRAGMA journal_size_limit = 67108864"
+                 PRAGMA journal_size_limit = 67108864; PRAGMA cache_size = {SQLITE_CACHE}"
             )
         }
         Database::Postgres { .. } => format!(

@@ -31,6 +31,8 @@ pub struct JobStatus {
     pub schedule: Option<String>,
     pub fire_time: Option<Timestamp>,
     pub parent_id: Option<String>,
+    /// The ids of the jobs that it has added, oldest first.
+    pub children: Vec<String>,
     pub created_at: Timestamp,
     pub enqueued_at: Timestamp,
     pub started_at: Option<Timestamp>,
@@ -77,6 +79,8 @@ impl JobStatus {
             schedule: row.try_get("schedule")?,
             fire_time: time("fire_time")?,
             parent_id: row.try_get("parent_id")?,
+            children: serde_json::from_str(row.try_get("children")?)
+                .map_err(|error| sqlx::Error::Decode(error.into()))?,
             created_at: Timestamp(row.try_get("created_at")?),
             enqueued_at: Timestamp(row.try_get("enqueued_at")?),
             started_at: time("started_at")?,
@@ -91,10 +95,13 @@ impl JobStatus {
     }
 }
 
+/// What [`JobStatus::read`] reads of `{p}jobs j`.
 pub(super) const COLUMNS: &str = "id, name, queue, status, args, kwargs, result, error, error_kind, \
     error_stage, backtrace, attempts, module, module_version, module_digest, worker_id, progress, \
     progress_message, schedule, fire_time, parent_id, created_at, enqueued_at, started_at, \
-    finished_at, updated_at, retry_at, duration_ms, not_before, retries, retried_at";
+    finished_at, updated_at, retry_at, duration_ms, not_before, retries, retried_at, \
+    coalesce((SELECT CAST({json_array}(c.id ORDER BY c.created_at, c.enqueued_at, c.id) AS text) \
+     FROM {p}jobs c WHERE c.parent_id = j.id), '[]') AS children";
 
 /// One run of a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,23 +128,11 @@ impl Store {
     /// # Errors
     /// The database failed.
     pub async fn status(&self, id: &str) -> Result<Option<JobStatus>, StoreError> {
-        let statement = format!("SELECT {COLUMNS} FROM {{p}}jobs WHERE id = $1");
+        let statement = format!("SELECT {COLUMNS} FROM {{p}}jobs j WHERE id = $1");
         let query = sqlx::query(self.sql(&statement)).bind(id.to_owned());
         let action = "look up a job";
         let row = self.within(action, query.fetch_optional(&self.inner.pool)).await?;
         row.map(|row| JobStatus::read(&row)).transpose().map_err(self.failed(action))
-    }
-
-    /// The ids of the jobs that a job has added, oldest first.
-    ///
-    /// # Errors
-    /// The database failed.
-    pub async fn children(&self, id: &str) -> Result<Vec<String>, StoreError> {
-        let query = sqlx::query_scalar(self.sql(
-            "SELECT j.id FROM {p}jobs j WHERE j.parent_id = $1 ORDER BY j.created_at, j.enqueued_at, j.id",
-        ))
-        .bind(id.to_owned());
-        self.within("list the jobs that a job added", query.fetch_all(&self.inner.pool)).await
     }
 
     /// The runs of a job, in their order.

@@ -67,7 +67,8 @@ async fn connect(path: &Path, options: &LocalOptions) -> Result<SqlitePool, sqlx
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(synchronous)
         .busy_timeout(BUSY_TIMEOUT)
-        .pragma("journal_size_limit", JOURNAL_SIZE_LIMIT_BYTES);
+        .pragma("journal_size_limit", JOURNAL_SIZE_LIMIT_BYTES)
+        .pragma("cache_size", crate::store::SQLITE_CACHE);
     SqlitePoolOptions::new()
         .max_connections(6)
         // A ping before each use would double the cost of a receive; a file does not hang up.
