@@ -1,13 +1,13 @@
 //! Many swaps under load.
 //!
-//! `SQJOBS_TEST_SWAPS` says how many, 40 by default. The full run is 1,000, after 500 others to
-//! warm up, and takes about six minutes with a development build; only then is memory compared.
+//! `SQJOBS_TEST_SWAPS` says how many, 40 by default. The full run is 1,000, after 1,000 others to
+//! warm up, and takes about eight minutes with a development build; only then is memory compared.
 
 use support::swaps::swap_under_load;
 
 /// From this many on, memory is compared.
 const FULL: usize = 1000;
-const WARM_UP: usize = 500;
+const WARM_UP: usize = 1000;
 
 #[test]
 fn no_job_fails_for_a_swap_and_none_runs_mixed_code() {

@@ -15,6 +15,9 @@ use crate::servers::RUNTIME;
 use crate::versions::{digest, move_into_place, padded, version};
 use crate::{Pair, Setup, WorkerProcess, wait};
 
+/// Swaps whose memory is looked at for one figure.
+pub const LOOKS: usize = 50;
+
 /// What a run came to.
 #[derive(Debug)]
 pub struct Swaps {
@@ -24,9 +27,10 @@ pub struct Swaps {
     pub jobs: usize,
     /// Versions that ran one of them.
     pub versions: usize,
-    /// Resident memory of the worker before the swaps that count, in KiB.
+    /// Resident memory of the worker over the last swaps of the warm-up, in KiB: the median of
+    /// [`LOOKS`] looks, since it rises and falls with the jobs that run.
     pub at_start_kib: u64,
-    /// The same after the last one.
+    /// The same over the last swaps of all.
     pub at_end_kib: u64,
 }
 
@@ -48,10 +52,10 @@ pub fn swap_under_load(warm_up: usize, count: usize) -> Swaps {
     let (is_over, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let producer = load(&setup, &is_over, &sent);
 
-    let (mut at_start_kib, mut visible_after) = (0, Vec::new());
+    let (mut at_start_kib, mut visible_after, mut rss) = (0, Vec::new(), Vec::new());
     for number in 1..=warm_up + count {
         if number == warm_up + 1 {
-            at_start_kib = rss_kib(&worker);
+            at_start_kib = median_of_last(&rss);
             visible_after.clear();
         }
         let (bytes, is_good) = step(number, &other_world);
@@ -67,8 +71,9 @@ pub fn swap_under_load(warm_up: usize, count: usize) -> Swaps {
         } else {
             wait::until_true("the bad file to be refused", || refusals(&worker) > refused);
         }
+        rss.push(rss_kib(&worker));
     }
-    let at_end_kib = rss_kib(&worker);
+    let at_end_kib = median_of_last(&rss);
     is_over.store(true, Ordering::Relaxed);
     producer.join().unwrap();
     setup.wait_until_drained();
@@ -113,6 +118,13 @@ fn load(setup: &Setup, is_over: &Arc<AtomicBool>, sent: &Arc<AtomicUsize>) -> Jo
 
 fn refusals(worker: &WorkerProcess) -> usize {
     worker.log().iter().filter(|line| line.contains("refused a module")).count()
+}
+
+/// The median of the last [`LOOKS`]; 0 of none.
+fn median_of_last(rss: &[u64]) -> u64 {
+    let mut last = rss[rss.len().saturating_sub(LOOKS)..].to_vec();
+    last.sort_unstable();
+    last.get(last.len() / 2).copied().unwrap_or_default()
 }
 
 fn rss_kib(worker: &WorkerProcess) -> u64 {

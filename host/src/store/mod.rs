@@ -73,7 +73,7 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 /// database that stalls must not hold work for ever: the caller retries while it has its lease.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(20);
 /// What each connection to SQLite keeps of the file's pages, in the words of `PRAGMA cache_size`:
-/// 512 KiB, a quarter of the default. A worker has up to twelve connections, and what one writes
+/// 512 KiB, a quarter of the default. A worker has up to eight connections, and what one writes
 /// empties the others' caches; the system has the file's pages in memory once for all of them.
 pub(crate) const SQLITE_CACHE: &str = "-512";
 

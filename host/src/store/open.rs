@@ -43,7 +43,7 @@ impl Store {
             return Err(open_error(database, source));
         }
         let pool = AnyPoolOptions::new()
-            .max_connections(if dialect == Dialect::Sqlite { 6 } else { 12 })
+            .max_connections(if dialect == Dialect::Sqlite { 4 } else { 12 })
             .acquire_timeout(CONNECT_TIMEOUT)
             .idle_timeout(Duration::from_secs(300))
             .after_connect(move |connection, _| {

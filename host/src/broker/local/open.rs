@@ -70,7 +70,7 @@ async fn connect(path: &Path, options: &LocalOptions) -> Result<SqlitePool, sqlx
         .pragma("journal_size_limit", JOURNAL_SIZE_LIMIT_BYTES)
         .pragma("cache_size", crate::store::SQLITE_CACHE);
     SqlitePoolOptions::new()
-        .max_connections(6)
+        .max_connections(4)
         // A ping before each use would double the cost of a receive; a file does not hang up.
         .test_before_acquire(false)
         .acquire_timeout(Duration::from_secs(10))
