@@ -66,6 +66,17 @@ fn all_faults_of_the_file_are_told_at_once() {
 }
 
 #[test]
+fn faults_of_queues_and_of_the_file_are_told_together() {
+    let project = Project::with_guests(&["adder"]);
+    project.write("sqjobs.toml", "concurency = 4\n");
+    for command in [&["worker", "a b", "c/d"][..], &["beater", "a b", "c/d"]] {
+        let output = project.run(command).exits(2);
+        output.is_a_sentence().says(&["`a b`", "`c/d`", "concurency"]);
+    }
+    project.run(&["queues", "list", "a b"]).exits(2).says(&["`a b`", "concurency"]);
+}
+
+#[test]
 fn a_file_that_is_no_toml_is_named_with_the_line() {
     let project = Project::with_guests(&["adder"]);
     project.write("sqjobs.toml", "broker = \"local\"\nthis is nonsense\n");

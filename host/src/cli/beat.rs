@@ -6,7 +6,7 @@ use clap::Args;
 use tracing::info;
 
 use super::work::follow_periodic;
-use super::{Usage, migrate, open_broker, open_store};
+use super::{migrate, open_broker, open_store};
 use crate::beater::{Beater, register};
 use crate::config::live::{Hangups, LiveConfig};
 use crate::config::{Config, Flags};
@@ -18,7 +18,7 @@ use crate::text::printable;
 pub(super) struct BeaterArguments {
     /// Only entries of these queues [default: all]
     #[arg(value_name = "QUEUE")]
-    queues: Vec<String>,
+    pub(super) queues: Vec<String>,
     /// Bring a PostgreSQL schema to this version first
     #[arg(long)]
     pub(super) migrate: bool,
@@ -32,9 +32,6 @@ pub(super) async fn beater(
     let mut queues = arguments.queues.clone();
     queues.sort();
     queues.dedup();
-    if queues.iter().any(String::is_empty) {
-        return Err(Usage("a queue's name can't be empty".into()).into());
-    }
     let kind = config.broker(&queues)?;
     let stopping = crate::shutdown::listen()?;
     let hangups = Hangups::listen()?;

@@ -145,6 +145,18 @@ enum Command {
     },
 }
 
+impl Command {
+    /// The queues that are named as arguments.
+    fn queues(&self) -> impl Iterator<Item = &String> {
+        match self {
+            Self::Worker(arguments) => arguments.queues.iter(),
+            Self::Beater(arguments) => arguments.queues.iter(),
+            Self::Queues(command) => command.queues().iter(),
+            _ => [].iter(),
+        }
+    }
+}
+
 /// The command line or the configuration is wrong: exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -211,7 +223,16 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Periodic(_) => flags.values.remove("grace").and_then(|mut values| values.pop()),
         _ => None,
     };
-    let config = Arc::new(Config::load(&flags)?);
+    let fault_of = |queue: &String| enqueue::check_queue("QUEUE", queue).err();
+    let mut faults: Vec<String> =
+        arguments.command.queues().filter_map(fault_of).map(|Usage(fault)| fault).collect();
+    let config = match Config::load(&flags) {
+        Ok(config) if faults.is_empty() => Arc::new(config),
+        loaded => {
+            faults.extend(loaded.err().into_iter().flat_map(|ConfigError(found)| found));
+            return Err(ConfigError(faults).into());
+        }
+    };
     let level = match (&arguments.command, config.log_level) {
         // A newcomer sees the job run; other commands speak up only when something is wrong.
         (Command::Worker(_) | Command::Beater(_) | Command::Run(_) | Command::Dev(_), level) => {

@@ -70,17 +70,22 @@ pub(super) struct PurgeArguments {
     yes: bool,
 }
 
-pub(super) async fn queues(config: &Config, command: &QueuesCommand) -> anyhow::Result<()> {
-    let named = match command {
-        QueuesCommand::List(arguments) => arguments.queues.clone(),
-        QueuesCommand::Create(arguments) => vec![arguments.name.clone()],
-        QueuesCommand::Pause(arguments) | QueuesCommand::Resume(arguments) => {
-            vec![arguments.queue.clone()]
+impl QueuesCommand {
+    /// The queues that it is about; none are all of them.
+    pub(super) fn queues(&self) -> &[String] {
+        match self {
+            Self::List(arguments) => &arguments.queues,
+            Self::Create(arguments) => std::slice::from_ref(&arguments.name),
+            Self::Pause(arguments) | Self::Resume(arguments) => {
+                std::slice::from_ref(&arguments.queue)
+            }
+            Self::Purge(arguments) => std::slice::from_ref(&arguments.queue),
         }
-        QueuesCommand::Purge(arguments) => vec![arguments.queue.clone()],
-    };
-    named.iter().try_for_each(|queue| check_queue("QUEUE", queue))?;
-    let kind = config.broker(&named)?;
+    }
+}
+
+pub(super) async fn queues(config: &Config, command: &QueuesCommand) -> anyhow::Result<()> {
+    let kind = config.broker(command.queues())?;
     let store = open_store(config, kind).await?;
     match command {
         QueuesCommand::Pause(arguments) => return pause(config, &store, &arguments.queue).await,

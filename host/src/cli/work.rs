@@ -7,7 +7,6 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::enqueue::check_queue;
 use super::{loader, migrate, open_broker, open_store};
 use crate::beater::{Beater, register};
 use crate::config::live::{Hangups, LiveConfig};
@@ -25,7 +24,7 @@ use crate::worker::Worker;
 pub(super) struct WorkerArguments {
     /// Queues to poll, by name; on SQS also by URL
     #[arg(required = true, value_name = "QUEUE")]
-    queues: Vec<String>,
+    pub(super) queues: Vec<String>,
     /// Bring a PostgreSQL schema to this version first
     #[arg(long)]
     pub(super) migrate: bool,
@@ -72,7 +71,6 @@ pub(super) async fn worker(
     arguments: &WorkerArguments,
 ) -> anyhow::Result<()> {
     let queues = arguments.queues.clone();
-    queues.iter().try_for_each(|queue| check_queue("QUEUE", queue))?;
     let kind = config.broker(&queues)?;
     let file = match &config.file {
         Some(file) => file.display().to_string(),
