@@ -120,18 +120,20 @@ pub const fn spends_attempt(outcome: &Outcome) -> bool {
     )
 }
 
-/// How long a message whose job nobody holds stays away before it is looked at again: 5 s, then
-/// twice as long with each receipt, up to 5 minutes, so that a deploy can catch up.
+/// How long a malformed message for which there is no space stays away before it is looked at
+/// again: 5 s, then twice as long with each receipt, up to 5 minutes.
 #[must_use]
-pub fn unknown_job_delay(receive_count: u32) -> Duration {
+pub fn malformed_delay(receive_count: u32) -> Duration {
     let doublings = receive_count.saturating_sub(1).min(6);
     Duration::from_secs((5u64 << doublings).min(300))
 }
 
-/// The same for one that has been waiting for `age`, whose receipts began anew when it was sent
-/// again.
+/// How long a message whose job nobody has held for `age` stays away before it is looked at
+/// again: as long again, from 5 s up to 5 minutes, so that a deploy can catch up. Its receipts
+/// tell nothing of that: it may have had some for other reasons, and they begin anew when it is
+/// sent again.
 #[must_use]
-pub fn unknown_job_delay_at(age: Duration) -> Duration {
+pub fn unknown_job_delay(age: Duration) -> Duration {
     age.clamp(Duration::from_secs(5), Duration::from_secs(300))
 }
 
@@ -228,10 +230,10 @@ mod tests {
     }
 
     #[test]
-    fn the_delay_of_an_unknown_job_grows() {
-        let seconds: Vec<u64> = (0..=8).map(|n| unknown_job_delay(n).as_secs()).collect();
+    fn the_delays_of_unknown_jobs_and_of_malformed_messages_grow() {
+        let seconds: Vec<u64> = (0..=8).map(|n| malformed_delay(n).as_secs()).collect();
         assert_eq!(seconds, [5, 5, 10, 20, 40, 80, 160, 300, 300]);
-        let of_age = |secs| unknown_job_delay_at(Duration::from_secs(secs)).as_secs();
+        let of_age = |secs| unknown_job_delay(Duration::from_secs(secs)).as_secs();
         assert_eq!([0, 77, 3600].map(of_age), [5, 77, 300]);
     }
 }

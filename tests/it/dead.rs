@@ -88,11 +88,8 @@ on_every_pair! {
         let setup = Setup::new(pair, &[]);
         setup.send_body(r#"{"id": "foreign", "name": "counter"}"#);
         let known = setup.add(&["counter"]);
-        setup.age_messages(24);
-        if pair == Pair::Embedded {
-            setup.execute("UPDATE sqjobs_messages SET visible_at = 0");
-        }
         let mut worker = setup.worker(&[]);
+        setup.wait_out_patience(2);
         let dead = setup.wait_for_dead(2);
         assert!(dead.iter().all(|entry| entry.text("kind") == "unknown-job"), "{dead:?}");
         assert_eq!(worker.terminate(), Some(0));

@@ -160,9 +160,8 @@ on_every_pair! {
     fn a_job_that_nobody_holds_fails_when_its_message_is_put_aside(pair) {
         let setup = Setup::new(pair, &["outcomes"]);
         let id = setup.add(&["nobody_holds_this"]);
-        // As after 23 receipts.
-        setup.age_messages(23);
         let _worker = setup.worker(&[]);
+        setup.wait_out_patience(1);
         let row = setup.wait_for_status(&id, "FAILURE");
         assert_eq!(row.text("error_kind"), "unknown-job");
         assert_eq!(setup.wait_for_dead(1)[0].text("kind"), "unknown-job");
@@ -175,8 +174,11 @@ on_every_pair! {
         let hours = "UPDATE {jobs} SET created_at = created_at - 10800000, \
                      enqueued_at = enqueued_at - 10800000";
         setup.execute(&setup.named(hours));
+        for _ in 0..30 {
+            setup.receive_in_vain();
+        }
         let mut worker = setup.worker(&[]);
-        worker.wait_for_line(&["no module holds the job `nobody_holds_this`", "returns in"]);
+        worker.wait_for_line(&["no module holds the job `nobody_holds_this`", "returns in 5 s"]);
         assert_eq!(worker.terminate(), Some(0));
         assert_eq!(setup.status(&id).unwrap().text("status"), "PENDING");
         assert!(setup.dead().is_empty());

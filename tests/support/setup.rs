@@ -175,18 +175,27 @@ impl Setup {
         }
     }
 
-    /// Has each message of the queue received so many times, without anything done with it.
+    /// Receives the one message of the queue, as a worker that dies with it.
     ///
     /// # Panics
     /// The queue is empty.
-    pub fn age_messages(&self, receipts: usize) {
+    pub fn receive_in_vain(&self) {
         if self.pair == Pair::Embedded {
-            self.execute(&format!("UPDATE sqjobs_messages SET receive_count = {receipts}"));
-            return;
-        }
-        for _ in 0..receipts {
+            self.execute("UPDATE sqjobs_messages SET receive_count = receive_count + 1");
+        } else {
             wait::until_true("a message", || !self.sqs().receive(0).is_empty());
         }
+    }
+
+    /// Waits until so many jobs have met a worker without their module, and sets that back by as
+    /// long as they are given.
+    ///
+    /// # Panics
+    /// They do not meet it in time.
+    pub fn wait_out_patience(&self, jobs: i64) {
+        let unknown = "SELECT count(*) FROM {jobs} WHERE unknown_since IS NOT NULL";
+        wait::until_true("jobs without a module", || self.count(unknown) == jobs);
+        self.execute(&self.named("UPDATE {jobs} SET unknown_since = unknown_since - 5400000"));
     }
 
     /// What `status` prints of a job; `None` when it is not known.

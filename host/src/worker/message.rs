@@ -24,8 +24,6 @@ use crate::text::printable;
 /// How long a message whose job nobody holds comes again and again, so that a deploy can catch
 /// up, before it is put aside.
 const UNKNOWN_PATIENCE: Duration = Duration::from_secs(90 * 60);
-/// Receipts after which it is put aside at the latest: with the growing delay about as long.
-const MAX_UNKNOWN_RECEIVES: u32 = 24;
 /// How long before its retention ends a message must be back, or it is parked.
 const RETENTION_MARGIN: Duration = Duration::from_secs(3600);
 
@@ -222,7 +220,7 @@ impl Message<'_> {
             }
             Some(false) => {
                 self.polled.space_outage.note(&NoSpace { queue: self.delivery.queue.clone() });
-                let wait = retry::unknown_job_delay(self.delivery.receive_count);
+                let wait = retry::malformed_delay(self.delivery.receive_count);
                 self.give_back(lease, wait).await
             }
             None => Settled::Stays,
@@ -245,8 +243,7 @@ impl Message<'_> {
             }
             None => return Settled::Stays,
         };
-        let receives = self.delivery.receive_count;
-        if receives >= MAX_UNKNOWN_RECEIVES || age >= UNKNOWN_PATIENCE {
+        if age >= UNKNOWN_PATIENCE {
             let reason = format!(
                 "no module holds the job `{}`; its message has come again and again for {}",
                 job.name,
@@ -254,7 +251,7 @@ impl Message<'_> {
             );
             return self.put_aside(lease, DeadKind::UnknownJob, Some(&job), &reason).await;
         }
-        let delay = retry::unknown_job_delay(receives).max(retry::unknown_job_delay_at(age));
+        let delay = retry::unknown_job_delay(age);
         warn!(
             queue = %self.delivery.queue, job.id = %printable(&job.id),
             "no module holds the job `{}`; its message returns in {} s",
