@@ -89,14 +89,10 @@ impl Slots {
     /// Takes a slot for a queue, by its index, as soon as one is to be had.
     pub(crate) async fn take(self: &Arc<Self>, queue: usize, is_urgent: bool) -> Slot {
         loop {
-            let answer = {
-                let mut state = self.lock();
-                if state.take_spare(queue) {
-                    return self.slot(queue);
-                }
-                let (door, answer) = oneshot::channel();
-                state.arrive(Waiting { queue, is_urgent, door });
-                answer
+            let turn = self.lock().take_or_wait(queue, is_urgent);
+            let Some(answer) = turn else {
+                self.give_spare();
+                return self.slot(queue);
             };
             // Never closed without an answer while this waits; if it were, it would ask again.
             if let Ok(slot) = answer.await {
@@ -128,7 +124,8 @@ impl Slots {
         self.give_spare();
     }
 
-    /// Gives what nobody uses to those who wait and may have it by now.
+    /// Gives what nobody uses to those who wait and may have it by now: in strict order the later
+    /// queues may as soon as the earlier ones have all that their limits allow.
     fn give_spare(self: &Arc<Self>) {
         loop {
             let Some(next) = self.lock().next_for_spare() else { return };
@@ -174,7 +171,7 @@ impl Slots {
         loop {
             let Some(next) = self.lock().pass_on(back) else { return };
             match next.door.send(self.slot(next.queue)) {
-                Ok(()) => return,
+                Ok(()) => return self.give_spare(),
                 Err(mut slot) => {
                     slot.is_returned = true;
                     back = next.queue;
@@ -189,6 +186,16 @@ impl Slots {
 }
 
 impl State {
+    /// Takes a slot; tells where one will come if none is to be had now.
+    fn take_or_wait(&mut self, queue: usize, is_urgent: bool) -> Option<oneshot::Receiver<Slot>> {
+        if self.take_spare(queue) {
+            return None;
+        }
+        let (door, answer) = oneshot::channel();
+        self.arrive(Waiting { queue, is_urgent, door });
+        Some(answer)
+    }
+
     /// Takes a slot that is free or lent. Who waits meanwhile has all that its queue may have.
     fn take_spare(&mut self, queue: usize) -> bool {
         if !self.has_room(queue) {
@@ -313,7 +320,9 @@ impl Slot {
 impl Lent {
     /// The slot, unless somebody has taken it.
     pub(crate) fn back(self) -> Option<Slot> {
-        self.take_back().then(|| self.slots.slot(self.queue))
+        let slot = self.take_back().then(|| self.slots.slot(self.queue));
+        self.slots.give_spare();
+        slot
     }
 
     fn take_back(&self) -> bool {
@@ -486,6 +495,21 @@ mod tests {
         assert!(first.is_some() && late.as_mut().now_or_never().is_none());
         slots.set_busy(0, false);
         assert!(late.as_mut().now_or_never().is_some(), "the first has no more");
+    }
+
+    #[test]
+    fn in_strict_order_a_busy_queue_at_its_limit_lets_the_later_ones_in() {
+        let terms = [Terms { weight: 1, limit: 1 }, Terms { weight: 1, limit: 3 }];
+        let slots = Slots::new(3, &terms, true);
+        slots.set_busy(0, true);
+        let [mut late, mut last] = [1, 1].map(|queue| Box::pin(slots.take(queue, false)));
+        assert!(late.as_mut().now_or_never().is_none() && last.as_mut().now_or_never().is_none());
+        let first = take(&slots, 0);
+        assert!(first.is_some());
+        let others = [late.as_mut().now_or_never(), last.as_mut().now_or_never()];
+        assert!(others.iter().all(Option::is_some), "the first can use no more");
+        drop((first, others));
+        assert!(slots.is_idle_but_for(0), "none is lost");
     }
 
     #[test]
