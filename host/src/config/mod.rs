@@ -1,6 +1,7 @@
 //! One typed [`Config`]: defaults < `sqjobs.toml` < `SQJOBS_*` < flags. Reports every fault at
 //! once.
 
+mod database;
 mod deploy;
 mod folders;
 pub mod granted;
@@ -15,7 +16,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::beater::definition::{self, Definition as Periodic};
+use crate::beater::definition::Definition as Periodic;
 use crate::broker::MAX_VISIBILITY_TIMEOUT_SECS;
 use crate::clock::MAX_AHEAD;
 use crate::registry::compile::CompileSettings;
@@ -24,14 +25,14 @@ use crate::registry::settle::Stamp;
 use crate::retry::RetryPolicy;
 use crate::sandbox::limits::Limits;
 use crate::store::Database;
-use crate::text::nearest;
+use database::DatabaseChoice;
 use deploy::deploy_settings;
 pub use deploy::{DeploySettings, Removal};
 use granted::OpenGrants;
 use grants::GrantSettings;
 use limits::LimitSettings;
-use read::{Place, Reader};
-use tables::{Tables, compile_settings};
+use read::Reader;
+use tables::{Tables, compile_settings, periodic_entry, queue_settings};
 
 /// The file that is looked for in the working folder and the ones above.
 pub const FILE_NAME: &str = "sqjobs.toml";
@@ -185,12 +186,6 @@ pub struct Config {
     grants: OpenGrants,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum DatabaseChoice {
-    Sqlite(PathBuf),
-    Postgres { url: url::Url, schema: String },
-}
-
 /// The settings that have a flag, an environment variable and a key, with what each is for.
 const SETTINGS: [&str; 26] = [
     "database",
@@ -254,7 +249,7 @@ impl Config {
             folders if folders.is_empty() => vec![reader.base().join("jobs")],
             folders => folders,
         };
-        let database = database(reader, &data_dir);
+        let database = DatabaseChoice::read(reader, &data_dir);
         let chosen_broker =
             reader.choice("broker", &[("local", BrokerKind::Local), ("sqs", BrokerKind::Sqs)]);
         let output = reader.choice("output", &[("text", Output::Text), ("json", Output::Json)]);
@@ -453,153 +448,5 @@ impl Config {
 
     fn job(&self, name: &str) -> Option<&JobSettings> {
         self.jobs.get(name)
-    }
-}
-
-/// Reads the keys of `[queues.NAME]`.
-fn queue_settings(place: &mut Place) -> QueueSettings {
-    place.check_keys(&["concurrency", "weight", "malformed-limit"]);
-    let concurrency = place.number("concurrency", 1, MAX_CONCURRENCY);
-    let weight = place.number("weight", 1, 1000);
-    let malformed_limit = place.bytes("malformed-limit", 0, 1 << 40);
-    QueueSettings {
-        concurrency: concurrency.and_then(|number| usize::try_from(number).ok()),
-        weight: weight.and_then(|number| u32::try_from(number).ok()),
-        malformed_limit: malformed_limit.and_then(|bytes| u64::try_from(bytes).ok()),
-    }
-}
-
-/// Reads the keys of `[periodic.NAME]`.
-fn periodic_entry(name: &str, place: &mut Place) -> Periodic {
-    place.check_keys(&[
-        "job",
-        "queue",
-        "schedule",
-        "timezone",
-        "every",
-        "args",
-        "kwargs",
-        "catch-up",
-        "max-lateness",
-        "grace",
-        "overlap",
-        "jitter",
-        "start",
-        "end",
-    ]);
-    let mut span =
-        |key| place.duration(key, Duration::ZERO, Duration::MAX).map(definition::span_ms);
-    let (every_ms, max_lateness_ms) = (span("every"), span("max-lateness"));
-    let (grace_ms, jitter_ms) = (span("grace"), span("jitter"));
-    let entry = Periodic {
-        // The usual entry has its job's name.
-        job: place.text("job").or_else(|| Some(name.to_owned())),
-        queue: place.text("queue"),
-        schedule: place.text("schedule"),
-        timezone: place.text("timezone"),
-        every_ms,
-        args: place.json("args"),
-        kwargs: place.json("kwargs"),
-        catch_up: place.text("catch-up"),
-        max_lateness_ms,
-        grace_ms,
-        overlap: place.text("overlap"),
-        jitter_ms,
-        start_at: place.instant("start"),
-        end_at: place.instant("end"),
-    };
-    if place.faults.is_empty()
-        && let Err(reason) = definition::check_name(name).and(entry.check())
-    {
-        place.fault_of_all(&reason);
-    }
-    entry
-}
-
-fn database(reader: &mut Reader<'_>, data_dir: &Path) -> DatabaseChoice {
-    let default = DatabaseChoice::Sqlite(data_dir.join(DATABASE_FILE));
-    let schema = reader.text("schema");
-    let password = reader.secret_file("database-password-file");
-    let Some(found) = reader.text("database") else { return default };
-    let shown = || Database::label_of(&found.value);
-    if let Some(path) = found.value.strip_prefix("sqlite:") {
-        let path = path.strip_prefix("//").unwrap_or(path);
-        let path = path.split('?').next().unwrap_or_default();
-        if path.is_empty() || path == ":memory:" {
-            let fault =
-                "an SQLite database must be a file, as in `sqlite:PATH`: all processes share it";
-            reader.fault(&found.origin, fault);
-            return default;
-        }
-        return DatabaseChoice::Sqlite(found.base.join(path));
-    }
-    let url = match url::Url::parse(&found.value) {
-        Ok(url) if is_postgres_url(&found.value) && hides_nothing(&found.value) => url,
-        Ok(_) if is_postgres_url(&found.value) => {
-            let fault = format!(
-                "write `@` and `/` in user and password as `%40` and `%2F`, or give the password in --database-password-file; found `{}`",
-                shown()
-            );
-            reader.fault(&found.origin, &fault);
-            return default;
-        }
-        _ => {
-            let fault = format!(
-                "expected `sqlite:PATH` or `postgres://USER@HOST/DATABASE`, found `{}`",
-                shown()
-            );
-            reader.fault(&found.origin, &fault);
-            return default;
-        }
-    };
-    let mut url = url;
-    if let Some(password) = password
-        && url.set_password(Some(&password)).is_err()
-    {
-        reader.fault(&found.origin, "a URL without a host can't take a password");
-    }
-    let schema = match schema {
-        Some(name) if name.value.is_empty() || name.value.len() > 63 => {
-            reader.fault(&name.origin, "expected a name of 1 to 63 bytes");
-            "sqjobs".to_owned()
-        }
-        Some(name) => name.value,
-        None => "sqjobs".to_owned(),
-    };
-    DatabaseChoice::Postgres { url, schema }
-}
-
-fn is_postgres_url(text: &str) -> bool {
-    ["postgres://", "postgresql://"].iter().any(|scheme| text.starts_with(scheme))
-}
-
-/// Whether a URL's user and password end where they seem to. With a `/` or `@` written as it is
-/// in a password, what follows would be taken for host and path, and shown as such.
-fn hides_nothing(url: &str) -> bool {
-    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    let rest = rest.split(['?', '#']).next().unwrap_or_default();
-    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-    authority.matches('@').count() <= 1 && !path.contains('@')
-}
-
-impl Database {
-    /// A database URL as people may see it, also when it is not well formed: whatever stands
-    /// before the last `@` may be a password.
-    fn label_of(url: &str) -> String {
-        match (url.find("://"), url.rfind('@')) {
-            (Some(scheme), Some(at)) if at > scheme && !url[..scheme].contains([':', '@']) => {
-                format!("{}://…{}", &url[..scheme], &url[at..])
-            }
-            (_, Some(at)) => format!("…{}", &url[at..]),
-            _ => url.to_owned(),
-        }
-    }
-}
-
-/// Adds the known word nearest to one that isn't known.
-fn suggestion(word: &str, known: &[&str]) -> String {
-    match nearest(word, known.iter().copied()) {
-        Some(word) => format!("; did you mean `{word}`?"),
-        None => format!("; known are {}", known.join(", ")),
     }
 }

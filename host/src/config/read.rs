@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{ConfigError, FILE_NAME, Flags, suggestion};
+use super::{ConfigError, FILE_NAME, Flags};
 use crate::registry::settle::Stamp;
+use crate::text::nearest;
 
 /// Settings that may stand in the file as a number.
 const NUMBERS: [&str; 3] = ["concurrency", "keep-count", "max-generations"];
@@ -494,5 +495,13 @@ fn boolean(text: &str) -> Result<bool, String> {
         "true" | "1" => Ok(true),
         "false" | "0" => Ok(false),
         _ => Err(format!("expected `true` or `false`, found `{text}`")),
+    }
+}
+
+/// Adds the known word nearest to one that isn't known.
+fn suggestion(word: &str, known: &[&str]) -> String {
+    match nearest(word, known.iter().copied()) {
+        Some(word) => format!("; did you mean `{word}`?"),
+        None => format!("; known are {}", known.join(", ")),
     }
 }

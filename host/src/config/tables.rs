@@ -1,4 +1,5 @@
-//! The tables of the file that speak of jobs, modules and their compiling.
+//! The tables of the file that speak of jobs, modules and their compiling, queues and periodic
+//! entries.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,7 +8,8 @@ use std::time::Duration;
 use super::grants::GrantSettings;
 use super::limits::{self, LimitSettings};
 use super::read::{Place, Reader};
-use super::{JobSettings, ModuleSettings};
+use super::{JobSettings, MAX_CONCURRENCY, ModuleSettings, QueueSettings};
+use crate::beater::definition::{self, Definition as Periodic};
 use crate::clock::MAX_AHEAD;
 use crate::registry::compile::CompileSettings;
 
@@ -101,4 +103,64 @@ pub(super) fn compile_settings(place: &mut Place) -> CompileSettings {
             .map_or(default.module_bytes, |n| n as u64),
         functions: place.number("functions", 1, 10_000_000).unwrap_or(default.functions),
     }
+}
+
+/// Reads the keys of `[queues.NAME]`.
+pub(super) fn queue_settings(place: &mut Place) -> QueueSettings {
+    place.check_keys(&["concurrency", "weight", "malformed-limit"]);
+    let concurrency = place.number("concurrency", 1, MAX_CONCURRENCY);
+    let weight = place.number("weight", 1, 1000);
+    let malformed_limit = place.bytes("malformed-limit", 0, 1 << 40);
+    QueueSettings {
+        concurrency: concurrency.and_then(|number| usize::try_from(number).ok()),
+        weight: weight.and_then(|number| u32::try_from(number).ok()),
+        malformed_limit: malformed_limit.and_then(|bytes| u64::try_from(bytes).ok()),
+    }
+}
+
+/// Reads the keys of `[periodic.NAME]`.
+pub(super) fn periodic_entry(name: &str, place: &mut Place) -> Periodic {
+    place.check_keys(&[
+        "job",
+        "queue",
+        "schedule",
+        "timezone",
+        "every",
+        "args",
+        "kwargs",
+        "catch-up",
+        "max-lateness",
+        "grace",
+        "overlap",
+        "jitter",
+        "start",
+        "end",
+    ]);
+    let mut span =
+        |key| place.duration(key, Duration::ZERO, Duration::MAX).map(definition::span_ms);
+    let (every_ms, max_lateness_ms) = (span("every"), span("max-lateness"));
+    let (grace_ms, jitter_ms) = (span("grace"), span("jitter"));
+    let entry = Periodic {
+        // The usual entry has its job's name.
+        job: place.text("job").or_else(|| Some(name.to_owned())),
+        queue: place.text("queue"),
+        schedule: place.text("schedule"),
+        timezone: place.text("timezone"),
+        every_ms,
+        args: place.json("args"),
+        kwargs: place.json("kwargs"),
+        catch_up: place.text("catch-up"),
+        max_lateness_ms,
+        grace_ms,
+        overlap: place.text("overlap"),
+        jitter_ms,
+        start_at: place.instant("start"),
+        end_at: place.instant("end"),
+    };
+    if place.faults.is_empty()
+        && let Err(reason) = definition::check_name(name).and(entry.check())
+    {
+        place.fault_of_all(&reason);
+    }
+    entry
 }
