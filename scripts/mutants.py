@@ -22,7 +22,7 @@ import tempfile
 import tree_sitter
 import tree_sitter_rust
 
-TIMEOUT = 180
+TIMEOUT = 60
 CRATES = {"pure": "mutants-of-pure", "store": "mutants-of-store"}
 parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_rust.language()))
 
