@@ -80,6 +80,19 @@ on_every_database! {
         assert_eq!(list(&store, &filtered).await, "b");
     }
 
+    async fn an_error_is_found_by_a_part_of_it_in_whatever_case(store, rows) {
+        four(&store, &rows).await;
+        for (id, error) in [("a", "Ärger: 50% of X_Y"), ("b", "Ärger: 500 of XxY"), ("c", r"C:\x")] {
+            rows.write(&format!("UPDATE {{p}}jobs SET error = '{error}' WHERE id = '{id}'")).await;
+        }
+        for (text, found) in
+            [("OF x", "ba"), ("50%", "a"), ("x_y", "a"), (r"c:\X", "c"), ("Ärger", "ba"), ("d", "")]
+        {
+            let filter = JobFilter { error: Some(text.into()), ..all() };
+            assert_eq!(list(&store, &filter).await, found, "{text}");
+        }
+    }
+
     /// A job that ended changes no more; what was pruned is not shown again for it.
     async fn changes_are_told_in_their_order_from_an_instant_on(store, rows) {
         four(&store, &rows).await;
