@@ -81,6 +81,7 @@ mod store_groups;
 mod store_lists;
 mod store_outbox;
 mod store_unique;
+mod store_versions;
 mod swaps;
 mod unique;
 mod unusable;
