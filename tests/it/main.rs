@@ -73,6 +73,7 @@ mod queues;
 mod retention;
 mod shutdown;
 mod slots;
+mod store_beaters;
 mod store_cancel;
 mod store_claims;
 mod store_dead;

@@ -1,6 +1,6 @@
 //! What the store promises of cancelled jobs, on SQLite and on PostgreSQL alike.
 
-use sqjobs::store::cancel::{Cancelled, ToStop};
+use sqjobs::store::cancel::{CancelFilter, Cancelled, CancelledBatch, ToStop};
 use sqjobs::store::claim::Claim;
 use sqjobs::store::enqueue::NewJob;
 use sqjobs::store::finish::Ending;
@@ -57,5 +57,53 @@ on_every_database! {
         let sent = store.take_outbox(10, 0).await.unwrap();
         assert_eq!(sent.iter().map(|row| row.job.id.as_str()).collect::<Vec<_>>(), ["other"]);
         assert_eq!(store.cancel("nobody").await.unwrap(), Cancelled::Unknown);
+    }
+
+    async fn a_cancel_by_filter_leaves_what_does_not_match_and_what_is_done(store) {
+        for (id, queue) in [("a", "q"), ("b", "r"), ("c", "q")] {
+            let new = NewJob { job: job(id), queue: queue.into(), ..new_job() };
+            store.enqueue(&new).await.unwrap();
+        }
+        let _ = begin(&store, &job("c"), "t").await;
+        let _ = begin(&store, &job("done"), "u").await;
+        assert!(end(&store, finish(&job("done"), "u", 1, Ending::Success)).await);
+        let all = CancelFilter::default();
+        let some = |text: &str| Some(text.to_owned());
+        for (filter, count) in [
+            (all.clone(), 3),
+            (CancelFilter { only_waiting: true, ..all.clone() }, 2),
+            (CancelFilter { status: some("RUNNING"), ..all.clone() }, 1),
+            (CancelFilter { status: some("SUCCESS"), ..all.clone() }, 0),
+            (CancelFilter { queue: some("q"), job: some("adder_job"), ..all.clone() }, 2),
+            (CancelFilter { job: some("other"), ..all.clone() }, 0),
+        ] {
+            assert_eq!(store.count_to_cancel(&filter).await.unwrap(), count, "{filter:?}");
+        }
+        let now = store.now().await.unwrap().0 + 1000;
+        assert_eq!(store.cancel_some(&all, 0, "").await.unwrap(), CancelledBatch::default());
+        let waiting = CancelFilter { only_waiting: true, queue: some("q"), ..all.clone() };
+        let batch = |done: &[&str], stopping: &[&str]| CancelledBatch {
+            done: done.iter().map(|&id| id.to_owned()).collect(),
+            stopping: stopping.iter().map(|&id| id.to_owned()).collect(),
+            next: None,
+        };
+        assert_eq!(store.cancel_some(&waiting, now, "").await.unwrap(), batch(&["a"], &[]));
+        assert_eq!(store.cancel_some(&all, now, "b").await.unwrap(), batch(&[], &["c"]));
+        assert_eq!(store.cancel_some(&all, now, "").await.unwrap(), batch(&["b"], &[]));
+        assert_eq!(store.count_to_cancel(&all).await.unwrap(), 0, "c is being stopped");
+        assert_eq!(store.status("done").await.unwrap().unwrap().status, "SUCCESS");
+    }
+
+    async fn jobs_are_cancelled_in_batches_of_200(store, rows) {
+        rows.write(
+            "INSERT INTO {p}jobs (id, name, queue, fingerprint, created_at, enqueued_at, \
+             updated_at) WITH RECURSIVE n (i) AS (SELECT 1000 UNION ALL SELECT i + 1 FROM n \
+             WHERE i < 1200) SELECT CAST(i AS text), 'adder_job', 'q', 'f', 0, 0, 0 FROM n",
+        ).await;
+        let all = CancelFilter::default();
+        let first = store.cancel_some(&all, 1, "").await.unwrap();
+        assert_eq!((first.done.len(), first.next.as_deref()), (200, Some("1199")));
+        let last = store.cancel_some(&all, 1, "1199").await.unwrap();
+        assert_eq!((last.done, last.next), (vec!["1200".to_owned()], None));
     }
 }

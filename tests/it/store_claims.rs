@@ -21,7 +21,7 @@ on_every_database! {
         assert_eq!(begun.enqueued_at, Timestamp(1_700_000_000_000));
         assert!(end(&store, finish(&job, "t", 1, Ending::Success)).await);
         let row = store.status("a").await.unwrap().unwrap();
-        assert_eq!(row.status, "SUCCESS");
+        assert!(row.is_final() && row.status == "SUCCESS");
         assert_eq!(row.result.as_deref(), Some(r#"{"z":1.50,  "a":"\u0000"}"#));
         assert_eq!(row.args, Some(job.args));
         assert_eq!(row.kwargs, Some(job.kwargs));
@@ -119,7 +119,7 @@ on_every_database! {
         assert!(end(&store, finish(&job, "t", 1, Ending::Retry(LEASE))).await);
         let row = store.status("a").await.unwrap().unwrap();
         assert_eq!((row.status.as_str(), row.error.as_deref()), ("RETRY", Some("no way")));
-        assert!(row.retry_at.is_some());
+        assert!(row.retry_at.is_some() && !row.is_final());
         let early = store.claim(&[claim(&job, "w", "t2")]).await.unwrap().remove(0);
         assert!(matches!(early, Claim::Held(wait) if wait <= LEASE && wait > LEASE / 2), "{early:?}");
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use sqjobs::clock::Timestamp;
 use sqjobs::payload::Job;
 use sqjobs::store::StoreError;
 use sqjobs::store::claim::{Claim, ClaimRequest};
@@ -224,5 +225,81 @@ on_every_database! {
         let rows = store.take_outbox(10, 0).await.unwrap();
         assert_eq!(rows[0].body.as_deref(), Some("body \0 as it was"));
         assert_eq!(store.status("a").await.unwrap().unwrap().status, "FAILURE");
+    }
+
+    async fn the_dead_list_is_counted_and_shown_by_every_filter(store, rows) {
+        let _ = begin(&store, &job("a"), "t").await;
+        assert!(end(&store, finish(&job("a"), "t", 1, Ending::Failure(Box::new(dead("a"))))).await);
+        let other = DeadMessage {
+            kind: DeadKind::UnknownJob,
+            queue: "r".into(),
+            job: Some("nobody".into()),
+            reason: "100% unknown".into(),
+            ..dead("b")
+        };
+        assert!(store.put_aside(&other, None, None).await.unwrap());
+        rows.write("UPDATE {p}dead SET received_at = CASE id WHEN 'a' THEN 1000 ELSE 2000 END").await;
+        let (all, some) = (DeadFilter::default(), |text: &str| Some(text.to_owned()));
+        for (filter, found) in [
+            (all.clone(), "ba"),
+            (DeadFilter { ids: vec!["a".into(), "x".into()], ..all.clone() }, "a"),
+            (DeadFilter { kind: some("unknown-job"), queue: some("r"), ..all.clone() }, "b"),
+            (DeadFilter { queue: some("q"), ids: vec!["b".into()], ..all.clone() }, ""),
+            (DeadFilter { job: some("adder_job"), ..all.clone() }, "a"),
+            (DeadFilter { reason: some("0% u"), ..all.clone() }, "b"),
+            (DeadFilter { reason: some("0_"), ..all.clone() }, ""),
+            (DeadFilter { error: some("no way"), ..all.clone() }, "a"),
+            (DeadFilter { since: Some(Timestamp(2000)), ..all.clone() }, "b"),
+            (DeadFilter { until: Some(Timestamp(2000)), ..all.clone() }, "a"),
+        ] {
+            let mut shown = String::new();
+            let each = |entry: sqjobs::store::dead::DeadEntry| {
+                shown.push_str(&entry.id);
+                Ok::<(), StoreError>(())
+            };
+            store.each_dead(&filter, None, each).await.unwrap();
+            assert_eq!(shown, found, "{filter:?}");
+            let count = u64::try_from(found.len()).unwrap();
+            assert_eq!(store.count_dead(&filter).await.unwrap(), count, "{filter:?}");
+        }
+        let mut shown = 0;
+        let each = |_| { shown += 1; Ok::<(), StoreError>(()) };
+        store.each_dead(&all, Some(1), each).await.unwrap();
+        assert_eq!(shown, 1);
+    }
+
+    /// The space of a malformed one is free again.
+    async fn what_is_discarded_leaves_the_list_and_its_job_as_it_is(store) {
+        let _ = begin(&store, &job("a"), "t").await;
+        assert!(end(&store, finish(&job("a"), "t", 1, Ending::Failure(Box::new(dead("a"))))).await);
+        let malformed = |id: &str| DeadMessage {
+            kind: DeadKind::Malformed, job: None, job_id: None, ..dead(id)
+        };
+        let space = Some(u64::try_from(malformed("m").body.len()).unwrap());
+        assert!(store.put_aside(&malformed("m"), None, space).await.unwrap());
+        assert!(!store.put_aside(&malformed("n"), None, space).await.unwrap());
+        let only = DeadFilter { kind: Some("malformed".into()), ..DeadFilter::default() };
+        let batch = store.discard_dead(&only, None).await.unwrap();
+        assert_eq!((batch.entries, batch.sent, batch.next), (1, 0, None));
+        assert!(store.put_aside(&malformed("n"), None, space).await.unwrap());
+        let batch = store.discard_dead(&DeadFilter::default(), None).await.unwrap();
+        assert_eq!(batch.entries, 2);
+        assert_eq!(store.count_dead(&DeadFilter::default()).await.unwrap(), 0);
+        assert_eq!(store.status("a").await.unwrap().unwrap().status, "FAILURE");
+        assert!(store.take_outbox(10, 0).await.unwrap().is_empty());
+    }
+
+    async fn the_dead_list_is_emptied_in_batches_of_500_oldest_first(store, rows) {
+        rows.write(
+            "INSERT INTO {p}dead (id, kind, queue, reason, body, body_bytes, received_at) \
+             WITH RECURSIVE n (i) AS (SELECT 1000 UNION ALL SELECT i + 1 FROM n WHERE i < 1500) \
+             SELECT CAST(i AS text), 'malformed', 'q', 'r', '', 0, i / 2 FROM n",
+        ).await;
+        let all = DeadFilter::default();
+        let first = store.discard_dead(&all, None).await.unwrap();
+        let place = (Timestamp(749), "1499".to_owned());
+        assert_eq!((first.entries, first.next.as_ref()), (500, Some(&place)));
+        let last = store.retry_dead(&all, Some(&place)).await.unwrap();
+        assert_eq!((last.entries, last.sent, last.next), (1, 1, None));
     }
 }

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use sqjobs::broker::Attributes;
 use sqjobs::clock::Timestamp;
+use sqjobs::payload::Job;
 use sqjobs::store::claim::{Claim, ClaimRequest};
 use sqjobs::store::enqueue::{Enqueued, NewJob};
 use sqjobs::store::finish::{Ending, FinishRequest};
+use sqjobs::store::park::Seen;
 
 use crate::store_fixtures::{
     LEASE, begin, claim, end, finish, job, new_job, on_every_database, park, worker,
@@ -214,5 +216,29 @@ on_every_database! {
         assert!(store.take_outbox(10, 0).await.unwrap().is_empty(), "b waits for a");
         store.outbox_sent(&[first[0].id]).await.unwrap();
         assert_eq!(taken(&store.take_outbox(10, 0).await.unwrap()), ["b"]);
+    }
+
+    async fn a_job_that_no_module_holds_waits_since_it_was_received_first(store, rows) {
+        let request = |id: &str| park(&job(id), "q", None);
+        let seen = store.note_unknown(&request("a")).await.unwrap();
+        assert!(matches!(seen, Seen::Waiting { age } if age < LEASE), "{seen:?}");
+        let back = 2 * LEASE.as_millis();
+        rows.write(&format!("UPDATE {{p}}jobs SET unknown_since = unknown_since - {back}")).await;
+        let seen = store.note_unknown(&request("a")).await.unwrap();
+        assert!(matches!(seen, Seen::Waiting { age } if age >= 2 * LEASE), "{seen:?}");
+        assert_eq!(store.status("a").await.unwrap().unwrap().status, "PENDING");
+
+        let mut other = request("a");
+        other.job.args = "[7]".into();
+        assert_eq!(store.note_unknown(&other).await.unwrap(), Seen::Other);
+        other.job = Job { name: "other".into(), ..job("a") };
+        assert_eq!(store.note_unknown(&other).await.unwrap(), Seen::Other);
+        let _ = begin(&store, &job("a"), "t").await;
+        assert!(end(&store, finish(&job("a"), "t", 1, Ending::Success)).await);
+        assert_eq!(store.note_unknown(&request("a")).await.unwrap(), Seen::Finished);
+        let failed = "status = 'FAILURE', error_kind = 'lost'";
+        rows.write(&format!("UPDATE {{p}}jobs SET {failed} WHERE id = 'a'")).await;
+        let seen = store.note_unknown(&request("a")).await.unwrap();
+        assert!(matches!(seen, Seen::Waiting { .. }), "its message came all the same");
     }
 }

@@ -7,6 +7,7 @@ use sqjobs::store::dead::{DeadKind, DeadMessage};
 use sqjobs::store::enqueue::{Enqueued, NewJob, Start};
 use sqjobs::store::finish::{Ending, FinishRequest};
 use sqjobs::store::lost::LostFilter;
+use sqjobs::store::outbox::OutboxRow;
 
 use crate::store_fixtures::{begin, dead, end, finish, job, new_job, on_every_database};
 
@@ -135,5 +136,33 @@ on_every_database! {
             assert_eq!(store.status(id).await.unwrap().unwrap().status, expected);
             assert!(store.dead(id).await.unwrap().is_none());
         }
+    }
+
+    async fn what_was_taken_and_not_tried_is_given_back(store) {
+        for (id, queue) in [("a", "q"), ("b", "closed"), ("c", "q")] {
+            let new = NewJob { job: job(id), queue: queue.into(), ..new_job() };
+            store.enqueue_for_sweep(&new).await.unwrap();
+        }
+        let closed = ["closed".to_owned(), "other".to_owned()];
+        let taken = store.take_outbox_but(10, 0, &closed).await.unwrap();
+        let ids = |rows: &[OutboxRow]| {
+            rows.iter().map(|row| row.job.id.clone()).collect::<Vec<_>>().concat()
+        };
+        assert_eq!(ids(&taken), "ac");
+        store.outbox_released(&[]).await.unwrap();
+        store.outbox_released(&[taken[0].id]).await.unwrap();
+        let again = store.take_outbox_but(10, 0, &closed).await.unwrap();
+        assert_eq!((ids(&again), again[0].tries), ("a".to_owned(), taken[0].tries));
+        assert_eq!(ids(&store.take_outbox(10, 0).await.unwrap()), "b");
+    }
+
+    async fn a_row_whose_queue_can_t_hold_it_back_waits_until_its_job_is_due(store) {
+        let new = NewJob { start: Start::After(Duration::from_secs(600)), ..new_job() };
+        let Enqueued::Added { outbox_id, .. } = store.enqueue(&new).await.unwrap() else { panic!() };
+        store.outbox_waits(outbox_id).await.unwrap();
+        assert!(store.take_outbox(10, 0).await.unwrap().is_empty());
+        let rows = store.take_outbox(10, 600_000).await.unwrap();
+        assert_eq!((rows.len(), rows[0].tries), (1, 1));
+        assert!(rows[0].delay() > Duration::from_secs(300), "{:?}", rows[0].due);
     }
 }

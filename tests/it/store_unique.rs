@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use sqjobs::store::dead::{DeadKind, DeadMessage};
 use sqjobs::store::enqueue::{Enqueued, NewJob};
 use sqjobs::store::finish::Ending;
 use sqjobs::store::unique::UniqueRule;
 
-use crate::store_fixtures::{begin, end, finish, job, new_job, on_every_database};
+use crate::store_fixtures::{begin, dead, end, finish, job, new_job, on_every_database};
 
 on_every_database! {
     async fn a_key_is_free_once_its_job_is_done_and_its_window_has_ended(store) {
@@ -43,5 +44,27 @@ on_every_database! {
         }
         assert_eq!(added, 1);
         assert_eq!(store.take_outbox(100, 0).await.unwrap().len(), 0, "its adder has it");
+    }
+
+    /// A job that can't be sent was never there for those who share its key.
+    async fn what_can_t_be_sent_gives_its_key_back_and_old_keys_are_swept(store, rows) {
+        let rule = |key: &str| UniqueRule::named(key, Duration::from_secs(3600)).ok();
+        for id in ["gone", "old", "waits"] {
+            let new = NewJob { job: job(id), unique: rule(id), ..new_job() };
+            let Enqueued::Added { outbox_id, .. } = store.enqueue(&new).await.unwrap() else {
+                panic!()
+            };
+            if id == "gone" {
+                let message = DeadMessage { kind: DeadKind::Undeliverable, ..dead(id) };
+                store.outbox_undeliverable(outbox_id, &message).await.unwrap();
+            }
+        }
+        assert_eq!(store.key_holder("key:gone").await.unwrap(), None);
+        let _ = begin(&store, &job("old"), "t").await;
+        assert!(end(&store, finish(&job("old"), "t", 1, Ending::Success)).await);
+        rows.write("UPDATE {p}unique_keys SET held_until = held_until - 7201000").await;
+        store.sweep_keys().await.unwrap();
+        assert_eq!(rows.texts("SELECT key FROM {p}unique_keys").await, ["key:waits"]);
+        assert_eq!(store.key_holder("key:waits").await.unwrap().as_deref(), Some("waits"));
     }
 }
