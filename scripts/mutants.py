@@ -263,7 +263,7 @@ def first_failures(binary, more, about):
         return failures(binary, [], more)
     skip = ["--skip", "::postgres", "--skip", "beater::"]
     if "periodic" in about:
-        near = ["store_beaters", "periodic"]
+        near = ["store_beaters", "store_entries", "periodic"]
     else:
         skip += ["--skip", "periodic_store"]
         stem = os.path.basename(about).removesuffix(".rs")

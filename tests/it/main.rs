@@ -78,6 +78,7 @@ mod store_cancel;
 mod store_claims;
 mod store_dead;
 mod store_door;
+mod store_entries;
 mod store_fixtures;
 mod store_groups;
 mod store_lists;

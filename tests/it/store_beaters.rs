@@ -13,12 +13,12 @@ use crate::store_fixtures::{LEASE, Rows, job, new_job, on_every_database, versio
 
 const DAY_MS: i64 = 86_400_000;
 
-/// An entry that fires each hour.
-fn hourly() -> Definition {
+/// An entry that fires each day.
+fn daily() -> Definition {
     Definition {
         job: Some("adder_job".into()),
         queue: Some("q".into()),
-        every_ms: Some(3_600_000),
+        every_ms: Some(DAY_MS),
         ..Definition::default()
     }
 }
@@ -29,14 +29,14 @@ async fn define(store: &Store, name: &str, definition: Definition) {
     store.define_periodic(&seen).await.unwrap();
 }
 
-/// Has an entry be due since the last full hour.
+/// Has an entry be due since the last midnight.
 async fn make_due(store: &Store, rows: &Rows, name: &str) -> i64 {
-    let fire = store.now().await.unwrap().0 / 3_600_000 * 3_600_000;
+    let fire = store.now().await.unwrap().0 / DAY_MS * DAY_MS;
     let offset = entry(store, name).await;
     let offset = offset.due_at.unwrap().0 - offset.next_fire_at.unwrap().0;
     let due = fire + offset;
     rows.write(&format!(
-        "UPDATE {{p}}periodic SET next_fire_at = {fire}, due_at = {due}, grace_ms = 3600000 \
+        "UPDATE {{p}}periodic SET next_fire_at = {fire}, due_at = {due}, grace_ms = 86400000 \
          WHERE name = '{name}'"
     ))
     .await;
@@ -75,7 +75,7 @@ fn beater(id: &str) -> BeaterRow {
 
 on_every_database! {
     async fn an_entry_that_is_due_becomes_a_job_once(store, rows) {
-        define(&store, "n", Definition { jitter_ms: Some(1000), ..hourly() }).await;
+        define(&store, "n", Definition { jitter_ms: Some(1000), ..daily() }).await;
         assert_eq!(claim(&store).await.entries, 0, "it is not due yet");
         let fire = make_due(&store, &rows, "n").await;
         let offset = entry(&store, "n").await.due_at.unwrap().0 - fire;
@@ -93,15 +93,15 @@ on_every_database! {
         assert_eq!((sent.len(), &sent[0].job.id), (1, &id));
 
         let entry = entry(&store, "n").await;
-        assert_eq!(entry.next_fire_at.unwrap().0, fire + 3_600_000);
+        assert_eq!(entry.next_fire_at.unwrap().0, fire + DAY_MS);
         assert_eq!((entry.last_job_id, entry.last_status.as_deref()), (Some(id), Some("PENDING")));
         assert_eq!(claim(&store).await.entries, 0);
     }
 
     async fn a_beater_claims_entries_of_its_queues_only(store, rows) {
-        define(&store, "own", hourly()).await;
-        define(&store, "other", Definition { queue: Some("r".into()), ..hourly() }).await;
-        define(&store, "described", Definition { queue: None, ..hourly() }).await;
+        define(&store, "own", daily()).await;
+        define(&store, "other", Definition { queue: Some("r".into()), ..daily() }).await;
+        define(&store, "described", Definition { queue: None, ..daily() }).await;
         let deployed = DeployedJob {
             name: "adder_job".into(),
             module: version(),
@@ -122,8 +122,8 @@ on_every_database! {
 
     async fn a_claim_tells_when_the_next_entry_is_due(store, rows) {
         assert_eq!(claim(&store).await.next_due, None);
-        define(&store, "late", hourly()).await;
-        define(&store, "soon", Definition { queue: Some("r".into()), ..hourly() }).await;
+        define(&store, "late", daily()).await;
+        define(&store, "soon", Definition { queue: Some("r".into()), ..daily() }).await;
         let now = store.now().await.unwrap().0;
         for (name, ahead) in [("late", 2 * DAY_MS), ("soon", DAY_MS)] {
             let due = now + ahead;
@@ -147,7 +147,7 @@ on_every_database! {
     }
 
     async fn a_tick_without_a_queue_is_skipped_with_the_reason(store, rows) {
-        define(&store, "n", Definition { queue: None, ..hourly() }).await;
+        define(&store, "n", Definition { queue: None, ..daily() }).await;
         make_due(&store, &rows, "n").await;
         let claimed = claim(&store).await;
         assert_eq!((claimed.queued, claimed.skipped), (0, 1));
@@ -161,7 +161,7 @@ on_every_database! {
         for (overlap, queued, status) in
             [("skip", 0, "PENDING"), ("replace", 1, "CANCELLED"), ("allow", 1, "PENDING")]
         {
-            define(&store, overlap, Definition { overlap: Some(overlap.into()), ..hourly() }).await;
+            define(&store, overlap, Definition { overlap: Some(overlap.into()), ..daily() }).await;
             let before = format!("before-{overlap}");
             store.enqueue(&NewJob { job: job(&before), ..new_job() }).await.unwrap();
             let update = format!("SET last_job_id = '{before}' WHERE name = '{overlap}'");
@@ -180,7 +180,7 @@ on_every_database! {
             ("nonsense", "args = '7'".to_owned()),
             ("good", "last_fire_at = NULL".to_owned()),
         ] {
-            define(&store, name, hourly()).await;
+            define(&store, name, daily()).await;
             make_due(&store, &rows, name).await;
             rows.write(&format!("UPDATE {{p}}periodic SET {set} WHERE name = '{name}'")).await;
         }
@@ -200,8 +200,8 @@ on_every_database! {
 
     /// SQLite keeps text where a number belongs, and takes it to be more than any.
     async fn an_entry_whose_due_time_is_text_is_set_aside(store, rows) {
-        define(&store, "good", hourly()).await;
-        define(&store, "text", hourly()).await;
+        define(&store, "good", daily()).await;
+        define(&store, "text", daily()).await;
         if store.dialect() == Dialect::Sqlite {
             rows.write("UPDATE {p}periodic SET due_at = 'soon' WHERE name = 'text'").await;
         }
@@ -214,7 +214,7 @@ on_every_database! {
     }
 
     async fn a_job_is_held_while_a_worker_that_has_it_lives(store) {
-        define(&store, "n", hourly()).await;
+        define(&store, "n", daily()).await;
         store.renew_worker(&worker("w", LEASE)).await.unwrap();
         let holds = |jobs: &[&str]| {
             let jobs: Vec<String> = jobs.iter().map(|&job| job.to_owned()).collect();
