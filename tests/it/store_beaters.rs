@@ -198,6 +198,31 @@ on_every_database! {
         assert_eq!(claim(&store).await.entries, 0);
     }
 
+    async fn a_change_of_schedule_claims_first_what_is_due_by_the_one_before(store, rows) {
+        for name in ["due", "off", "later"] {
+            define(&store, name, daily()).await;
+        }
+        let fire = make_due(&store, &rows, "due").await;
+        make_due(&store, &rows, "off").await;
+        store.enable_periodic("off", false).await.unwrap();
+        let args = Definition { args: Some("[1]".into()), ..Definition::default() };
+        store.edit_periodic("due", Some(&args)).await.unwrap();
+        assert_eq!(entry(&store, "due").await.next_fire_at.unwrap().0, fire, "the same schedule");
+        let now = store.now().await.unwrap();
+        let weekly = Definition { every_ms: Some(7 * DAY_MS), ..Definition::default() };
+        for name in ["due", "off", "later"] {
+            store.edit_periodic(name, Some(&weekly)).await.unwrap();
+            let entry = entry(&store, name).await;
+            let next = entry.next_fire_at.unwrap();
+            assert!(next > now && next.0 % (7 * DAY_MS) == 0 && entry.aside.is_none(), "{entry:?}");
+        }
+        let tick = tick(&store, "due").await;
+        assert_eq!((tick.fire_time.0, tick.outcome.as_str()), (fire, "queued"));
+        for name in ["off", "later"] {
+            assert!(store.periodic_ticks(name, 10).await.unwrap().is_empty(), "{name}");
+        }
+    }
+
     /// SQLite keeps text where a number belongs, and takes it to be more than any.
     async fn an_entry_whose_due_time_is_text_is_set_aside(store, rows) {
         define(&store, "good", daily()).await;
