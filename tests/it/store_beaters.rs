@@ -268,7 +268,7 @@ on_every_database! {
             format!("UPDATE {{p}}beaters SET renewed_at = renewed_at - {ms} WHERE id = '{id}'")
         };
         rows.write(&age("1", 60_001)).await;
-        assert_eq!(store.live_beaters().await.unwrap(), [second.clone()]);
+        assert_eq!(store.live_beaters().await.unwrap(), std::slice::from_ref(&second));
         store.renew_beater(&second).await.unwrap();
         let count = "SELECT count(*) FROM {p}beaters";
         assert_eq!(rows.number(count).await, 2);
