@@ -2,11 +2,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use sqjobs::beater::definition::Definition;
 use sqjobs::store::periodic::{Beat, DefineError, Defined, Seen, Source};
 use sqjobs::store::{Database, Store};
 use support::servers::{self, RUNTIME};
+
+/// After so long a test that waits for something gives it up.
+const HUNG: Duration = Duration::from_secs(30);
 
 /// Runs a rule on an empty store of each database.
 fn on_each<F: Future<Output = ()>>(holds: impl Fn(Store) -> F) {
@@ -97,12 +101,13 @@ fn many_claims_at_once_deal_with_each_entry_once() {
             };
             store.define_periodic(&entry).await.unwrap();
         }
-        let queued = Arc::new(AtomicUsize::new(0));
+        let (queued, begun) = (Arc::new(AtomicUsize::new(0)), Instant::now());
         let claim = |number: usize| {
             let (store, queued) = (store.clone(), queued.clone());
             tokio::spawn(async move {
                 let beat = Beat { beater: number.to_string(), queues: vec![], limit: 40 };
-                while queued.load(Ordering::SeqCst) < entries {
+                // A claim that finds nothing for so long will find nothing.
+                while queued.load(Ordering::SeqCst) < entries && begun.elapsed() < HUNG {
                     let claimed = store.claim_ticks(&beat).await.unwrap();
                     queued.fetch_add(claimed.queued, Ordering::SeqCst);
                 }

@@ -186,10 +186,10 @@ impl Store {
     }
 }
 
-/// Why a row of another application can't be sent.
 /// Times that can be shown: milliseconds of the years 1970 to 9999.
 const ENQUEUED: std::ops::RangeInclusive<i64> = 0..=253_402_300_799_999;
 
+/// Why a row of another application can't be sent.
 fn fault(row: &OutboxRow, queues: &[String]) -> Option<String> {
     let job = &row.job;
     let checked = check_text("id", &job.id, MAX_ID_BYTES)

@@ -116,13 +116,76 @@ mod tests {
         }
     }
 
+    fn stalled() -> StoreError {
+        StoreError::Timeout { database: "test".into(), action: "write" }
+    }
+
+    fn away() -> StoreError {
+        StoreError::Statement {
+            database: "test".into(),
+            action: "write",
+            source: sqlx::Error::PoolTimedOut,
+        }
+    }
+
+    /// Carries out three requests, of which the writer refuses groups of this size and more; tells
+    /// what was answered and in what groups it was called.
+    async fn three(refuse: fn() -> StoreError, from: usize) -> (Vec<Option<u32>>, Vec<usize>) {
+        let calls = std::sync::Mutex::new(Vec::new());
+        let (answers, answered): (Vec<_>, Vec<_>) = (0..3).map(|_| oneshot::channel()).unzip();
+        carry_out(
+            &|requests: &[u32]| {
+                calls.lock().unwrap().push(requests.len());
+                let answers = requests.to_vec();
+                Box::pin(
+                    async move { if answers.len() >= from { Err(refuse()) } else { Ok(answers) } },
+                )
+            },
+            &[1, 2, 3],
+            answers,
+        )
+        .await;
+        let mut told = Vec::new();
+        for answer in answered {
+            told.push(answer.await.unwrap().ok());
+        }
+        (told, calls.into_inner().unwrap())
+    }
+
+    #[tokio::test]
+    async fn what_another_session_holds_splits_the_group() {
+        let all = vec![Some(1), Some(2), Some(3)];
+        assert_eq!(three(stalled, 2).await, (all.clone(), vec![3, 1, 1, 1]));
+        assert_eq!(three(stalled, 4).await, (all, vec![3]));
+    }
+
+    /// One call after the other would hold them all up for as long as each of them may take.
     #[tokio::test]
     async fn a_database_that_is_away_fails_the_group_at_once() {
-        let group: Group<u32, u32> = Group::start(|_| {
-            Box::pin(async {
-                Err(StoreError::Timeout { database: "test".into(), action: "write" })
-            })
+        assert_eq!(three(away, 1).await, (vec![None; 3], vec![3]));
+    }
+
+    #[tokio::test]
+    async fn a_single_call_that_is_refused_is_tried_once() {
+        let calls = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let counted = calls.clone();
+        let group: Group<u32, u32> = Group::start(move |_| {
+            counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            Box::pin(async { Err(refused()) })
         });
-        assert!(group.call(1).await.unwrap_err().is_transient());
+        assert!(!group.call(1).await.unwrap_err().is_transient());
+        assert_eq!(calls.load(std::sync::atomic::Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn a_writer_ends_with_its_last_caller() {
+        let (alive, mut ended) = mpsc::channel::<()>(1);
+        let group: Group<u32, u32> = Group::start(move |requests: &[u32]| {
+            let (_alive, answers) = (&alive, requests.to_vec());
+            Box::pin(async move { Ok(answers) })
+        });
+        assert_eq!(group.call(7).await.unwrap(), 7);
+        drop(group);
+        assert_eq!(ended.recv().await, None);
     }
 }

@@ -19,7 +19,8 @@ pub struct JobFilter {
     pub since: Option<Timestamp>,
     /// Only jobs whose row was written before this instant.
     pub until: Option<Timestamp>,
-    /// Only jobs whose last error holds this text, in whatever case.
+    /// Only jobs whose last error holds this text, in whatever case; letters beyond ASCII as
+    /// written, where the database does not know their case.
     pub error: Option<String>,
     /// Only jobs behind this one in the list: when its row was written, and its id.
     pub after: Option<(Timestamp, String)>,
@@ -58,11 +59,12 @@ impl JobFilter {
             }
         }
         if let Some(error) = &self.error {
-            let mut text = error.to_lowercase();
+            let mut text = error.clone();
             for special in ['\\', '%', '_'] {
                 text = text.replace(special, &format!("\\{special}"));
             }
-            let condition = "error IS NOT NULL AND lower(error) LIKE ? ESCAPE '\\'";
+            // By one and the same `lower`: the database's may know the letters of ASCII only.
+            let condition = "error IS NOT NULL AND lower(error) LIKE lower(?) ESCAPE '\\'";
             add(condition, Value::Text(format!("%{text}%")));
         }
         if let Some(status) = &self.status {

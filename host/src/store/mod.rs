@@ -486,7 +486,7 @@ mod tests {
         }
     }
 
-    fn coded(code: &'static str) -> sqlx::Error {
+    pub(super) fn coded(code: &'static str) -> sqlx::Error {
         sqlx::Error::Database(Box::new(Coded(code)))
     }
 
@@ -549,6 +549,17 @@ mod tests {
         }
         let late = StoreError::Timeout { database: "d".into(), action: "write" };
         assert!(late.is_stall() && !StoreError::Stopped.is_stall());
+    }
+
+    #[test]
+    fn only_a_database_that_is_a_file_has_a_path() {
+        let file = Database::Sqlite { path: "a/b.db".into(), is_durable: false };
+        assert_eq!(
+            (file.path(), file.label()),
+            (Some(Path::new("a/b.db")), "sqlite:a/b.db".into())
+        );
+        let url = "postgres://h/d".parse().expect("a URL");
+        assert_eq!(Database::Postgres { url, schema: "s".into() }.path(), None);
     }
 
     #[test]

@@ -185,17 +185,115 @@ fn postgres_remedy(error: &sqlx::Error) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::coded;
     use super::*;
+
+    /// A folder that is removed in the end.
+    struct Folder(std::path::PathBuf);
+
+    impl Folder {
+        fn new() -> Self {
+            let path = std::env::temp_dir().join(format!("sqjobs-open-{}", uuid::Uuid::new_v4()));
+            std::fs::create_dir(&path).expect("a folder");
+            Self(path)
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    async fn refusal(path: &Path) -> String {
+        let database = Database::Sqlite { path: path.to_owned(), is_durable: true };
+        Store::open(&database).await.expect_err("no database").to_string()
+    }
 
     #[tokio::test]
     async fn a_file_that_is_no_database_is_named_with_a_remedy_at_once() {
-        let folder = std::env::temp_dir().join(format!("sqjobs-open-{}", uuid::Uuid::new_v4()));
-        std::fs::create_dir(&folder).expect("a folder");
-        let path = folder.join("x.db");
+        let folder = Folder::new();
+        let path = folder.0.join("x.db");
         std::fs::write(&path, "no database ".repeat(100)).expect("a file");
-        let database = Database::Sqlite { path, is_durable: true };
-        let error = Store::open(&database).await.expect_err("no database").to_string();
-        let _ = std::fs::remove_dir_all(folder);
+        let error = refusal(&path).await;
         assert!(error.contains("x.db") && error.contains("no SQLite database"), "{error}");
+        assert!(error.contains("or choose another with --database or --data-dir"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_can_t_be_made_is_named_with_a_remedy() {
+        let folder = Folder::new();
+        let file = folder.0.join("file");
+        std::fs::write(&file, "").expect("a file");
+        let error = refusal(&file.join("x.db")).await;
+        assert!(error.contains("/file` can't be made; check its permissions"), "{error}");
+    }
+
+    /// Extended codes hold the primary one in their last byte. 22021 and 53300 are PostgreSQL's.
+    #[test]
+    fn the_remedy_for_a_file_is_known_by_its_code() {
+        let known = [
+            ("8", "can't be written"),
+            ("264", "can't be written"),
+            ("11", "damaged"),
+            ("26", "no SQLite database"),
+            ("13", "disk is full"),
+            ("5", "another program holds it"),
+            ("6", "another program holds it"),
+            ("517", "another program holds it"),
+        ];
+        for (code, remedy) in known {
+            assert!(sqlite_remedy(&coded(code)).contains(remedy), "{code}");
+            assert_eq!(known_sqlite_remedy(&coded(code)), Some(sqlite_remedy(&coded(code))));
+            let told = statement_remedy(&coded(code));
+            assert!(told.starts_with("; ") && told.contains(remedy), "{told}");
+        }
+        for unknown in [coded(""), coded("14"), coded("22021"), sqlx::Error::RowNotFound] {
+            assert_eq!(known_sqlite_remedy(&unknown), None, "{unknown}");
+            assert_eq!(statement_remedy(&unknown), "");
+            assert!(sqlite_remedy(&unknown).contains("can be read and written"), "{unknown}");
+        }
+    }
+
+    #[test]
+    fn the_remedy_for_a_server_is_known_by_what_it_said() {
+        let url: url::Url = "postgres://u:s3cret@h/d".parse().expect("a URL");
+        let database = Database::Postgres { url, schema: "s".into() };
+        let broken = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        for (source, remedy) in [
+            (coded("28P01"), "password were refused"),
+            (coded("28000"), "password were refused"),
+            (coded("3D000"), "no database of this name"),
+            (coded("57P03"), "starting or stopping"),
+            (coded("53300"), "no connection left"),
+            (coded("42501"), "the server refused the connection"),
+            (sqlx::Error::Tls("no".into()), "check sslmode"),
+            (sqlx::Error::Configuration("no".into()), "the PG* variables"),
+            (sqlx::Error::Io(broken), "check host and port"),
+        ] {
+            let error = open_error(&database, source).to_string();
+            assert!(error.contains(remedy) && error.contains("u@h/d"), "{error}");
+            assert!(!error.contains("--data-dir") && !error.contains("s3cret"), "{error}");
+        }
+    }
+
+    /// The pool tries again; anything else is told at once.
+    #[test]
+    fn a_server_that_starts_or_is_full_and_a_file_that_is_held_are_waited_for() {
+        for code in ["57P03", "53300", "5", "6", "261", "262"] {
+            assert!(passes_by_itself(&coded(code)), "{code}");
+        }
+        for code in ["", "28P01", "3D000", "8", "13", "22021", "22022"] {
+            assert!(!passes_by_itself(&coded(code)), "{code}");
+        }
+        assert!(!passes_by_itself(&sqlx::Error::PoolTimedOut));
+    }
+
+    #[test]
+    fn a_durable_file_waits_for_the_disk_at_each_commit() {
+        let told =
+            |is_durable| session_statements(&Database::Sqlite { path: "x".into(), is_durable });
+        assert!(told(true).contains("synchronous = FULL"));
+        assert!(told(false).contains("synchronous = NORMAL"));
     }
 }

@@ -235,7 +235,8 @@ impl Store {
         self.within("follow a module's file", query.execute(&self.inner.pool)).await.map(|_| ())
     }
 
-    /// Writes a decision down, for all hosts; tells whether it was still to be taken.
+    /// Writes a decision down, for all hosts; tells whether it was still to be taken. One that
+    /// comes too late changes nothing.
     ///
     /// # Errors
     /// The database failed.
@@ -248,7 +249,9 @@ impl Store {
         self.within("decide which version of a module serves", async {
             let mut write = self.begin().await?;
             let is_taken = self.carry_out(&mut write, name, decision, host).await?;
-            write.tx.commit().await?;
+            if is_taken {
+                write.tx.commit().await?;
+            }
             Ok(is_taken)
         })
         .await
