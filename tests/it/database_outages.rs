@@ -84,7 +84,7 @@ fn a_wait_for_a_job_goes_on_while_postgres_is_away() {
     let mut command = setup.project.command(&["status", &id, "--wait", "--output", "json"]);
     let mut waiting = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let looked = format!(
-        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%{}%jobs WHERE id = %' \
+        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%{}%jobs j WHERE id = %' \
          AND pid <> pg_backend_pid()",
         setup.schema()
     );

@@ -122,7 +122,7 @@ impl Shown {
                 self.shell(&format!("exec {line}")).stdout(Stdio::piped()).spawn().unwrap();
             let mut lines = BufReader::new(follow.stdout.take().unwrap()).lines();
             assert!(lines.next().is_some_and(|line| line.is_ok()), "{printed}");
-            support::worker::signal(follow.id(), "INT");
+            support::worker::signal(follow.id(), "TERM");
             follow.wait().unwrap();
         } else if line.contains("PID") {
             let mut worker = self.setup.worker(&[]);

@@ -322,8 +322,10 @@ impl Model {
             proxy.set_faults(Faults::default());
         }
         self.thaw();
-        for worker in self.workers.iter_mut().filter(|worker| worker.is_none()) {
-            *worker = Some(self.fifo.worker(&self.setup));
+        for worker in &mut self.workers {
+            if worker.as_ref().is_none_or(gave_up_at_start) {
+                *worker = Some(self.fifo.worker(&self.setup));
+            }
         }
         self.pass_an_hour();
         self.cancel();
@@ -343,7 +345,7 @@ impl Model {
             ));
         }
         for mut worker in std::mem::take(&mut self.workers).into_iter().flatten() {
-            if worker.terminate() != Some(0) {
+            if worker.terminate() != Some(0) && !gave_up_at_start(&worker) {
                 faults.push(format!("a worker ended badly: {}", worker.shown()));
             }
             self.count_ends(&worker);
@@ -367,4 +369,12 @@ impl Model {
 /// A word that no other test uses.
 fn unique_id(number: usize) -> String {
     servers::unique(&format!("job{number}"))
+}
+
+/// Whether a worker met faults in all tries of a call at its start, and told so: whoever runs it
+/// starts it again.
+fn gave_up_at_start(worker: &WorkerProcess) -> bool {
+    let log = worker.log();
+    log.iter().any(|line| line.starts_with("error: cannot reach SQS"))
+        && !log.iter().any(|line| line.contains("ready: "))
 }
