@@ -103,16 +103,7 @@ on_every_database! {
     }
 
     async fn a_row_that_can_t_be_sent_fails_its_job_and_is_kept(store) {
-        let new = NewJob {
-            job: job("a"),
-            queue: "q".into(),
-            queue_url: None,
-            group: None,
-            start: Start::Now,
-            parent_id: None,
-            generation: 0,
-            unique: None,
-        };
+        let new = NewJob { job: job("a"), ..new_job() };
         let Enqueued::Added { outbox_id, .. } = store.enqueue(&new).await.unwrap() else { panic!() };
         let undeliverable = DeadMessage { kind: DeadKind::Undeliverable, ..dead("a") };
         store.outbox_undeliverable(outbox_id, &undeliverable).await.unwrap();
